@@ -1,0 +1,1 @@
+"""Quantization: schemes (Brevitas), placement of quantizers, ranges, weight scales, rounding, bias correction."""
