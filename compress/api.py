@@ -93,7 +93,7 @@ def _calibration(module: nn.Module, config: CompressConfig, specs: Sequence[Inpu
         return (RANDOM if config.calib == "random" else REAL), tensors(batches)
     if has_statistics(module) and len(specs) == 1 and specs[0].dtype == "float32" and config.activations != "none":
         size = int(np.prod(specs[0].shape[1:]))
-        samples, steps, batch = (64, 200, 32) if size < 16000 else (32, 60, 16)
+        samples, steps, batch = (64, 100, 64) if size < 16000 else (32, 60, 16)
         return SYNTHETIC, synthesize(module, specs, samples=samples, steps=steps, batch=batch, seed=config.seed, bounds=_bounds(preprocess, specs[0]))
     return NONE, []
 

@@ -157,7 +157,7 @@ def round_layer(layer: Any, float_layer: Any, xq: list[Tensor], x: list[Tensor],
     if second_order:
         h, g = moments(float_layer, xq, x, y, rng)
         weight = refit(_grouped(float_layer, weight), h, g).reshape(weight.shape)
-    scale = weight_scales(weight, bits, axis, options.per_channel, "max" if second_order else options.weight_scale)
+    scale = weight_scales(weight, bits, axis, options.per_channel, options.weight_scale)
     scheme.set_weight_scale(layer, scale)
     if second_order:
         full = scale.expand(weight.shape[0], *scale.shape[1:]) if options.per_channel else scale.expand(weight.shape[0], *[1] * (weight.ndim - 1))

@@ -1,0 +1,1 @@
+"""Graph passes from QONNX to what runtimes run: one pass per file."""
