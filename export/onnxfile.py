@@ -107,8 +107,40 @@ def _literal(text: str) -> bool:
     return isinstance(value, (list, tuple, dict, int, float, str))
 
 
+def _module_of(node: onnx.NodeProto) -> str:
+    """The torch module that a node came from, as torch.onnx recorded it; quantizers without their inner parts."""
+    for row in node.metadata_props:
+        if row.key == "pkg.torch.onnx.name_scopes":
+            scopes = ast.literal_eval(row.value)
+            name = str(scopes[-2]) if isinstance(scopes, list) and len(scopes) > 1 else ""
+            return ".".join(name.split(".")[:2]) if name.startswith("quantizers.") else name
+    return ""
+
+
+def label(model: onnx.ModelProto) -> None:
+    """Name nodes after the torch modules they came from, and the outputs of activation quantizers after the quantizers."""
+    taken: dict[str, int] = {}
+    renamed: dict[str, str] = {}
+    init = {i.name for i in model.graph.initializer}
+    outputs = {o.name for o in model.graph.output}
+    for node in model.graph.node:
+        module = _module_of(node)
+        base = f"{module}/{node.op_type}" if module else f"{node.op_type}_"
+        taken[base] = taken.get(base, 0) + 1
+        node.name = base if module and taken[base] == 1 else f"{base}{taken[base]}"
+        if node.op_type == "Quant" and node.input[0] not in init and node.output[0] not in outputs:
+            renamed[node.output[0]] = f"{module or node.output[0]}.q" if taken[base] == 1 else f"{module or node.output[0]}.q{taken[base]}"
+    for node in model.graph.node:
+        for rows in (node.input, node.output):
+            for i, name in enumerate(rows):
+                rows[i] = renamed.get(name, name)
+    for value in model.graph.value_info:
+        value.name = renamed.get(value.name, value.name)
+
+
 def strip(model: onnx.ModelProto) -> None:
-    """Remove exporter metadata (local paths, stack traces) that does not change what the file computes."""
+    """Name nodes after their torch modules and remove exporter metadata (local paths, stack traces)."""
+    label(model)
     for graph in _graphs(model.graph):
         del graph.metadata_props[:]
         for rows in (graph.node, graph.value_info, graph.input, graph.output, graph.initializer):

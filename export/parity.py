@@ -128,7 +128,7 @@ def integer_steps(qonnx_model: onnx.ModelProto, runtime_model: onnx.ModelProto, 
     for (name, (scale, zero)), got in zip(rows.items(), outputs, strict=True):
         want = np.round(reference[name[:-3]].astype(np.float64) / scale).astype(np.int64)
         steps = np.abs(got.astype(np.int64) - zero - want.reshape(got.shape))
-        found.append({"quantizer": name[:-3], "values": int(steps.size), "differ": int((steps > 0).sum()), "max_steps": int(steps.max(initial=0))})
+        found.append({"quantizer": name[:-3], "values": int(steps.size), "differ": int((steps > 0).sum()), "total_steps": int(steps.sum()), "max_steps": int(steps.max(initial=0))})
     return found
 
 

@@ -69,7 +69,7 @@ def convert(float_module: nn.Module, module: nn.Module | None, specs: Sequence[I
         checks.append(_require(parity.compare(RUNTIME, "torch (compressed)", got, _torch_outputs(module, rows), True)))
         for row in rows[:parity.REFERENCE_SAMPLES]:
             found = parity.integer_steps(quantized, runtime, parity.feed(names, row))
-            steps = found if not steps else [{**a, "values": a["values"] + b["values"], "differ": a["differ"] + b["differ"],
+            steps = found if not steps else [{**a, "values": a["values"] + b["values"], "differ": a["differ"] + b["differ"], "total_steps": a["total_steps"] + b["total_steps"],
                                               "max_steps": max(a["max_steps"], b["max_steps"])} for a, b in zip(steps, found, strict=True)]
         files |= {QONNX: quantized, RUNTIME: runtime}
         record["remarks"] = list(dict.fromkeys([*notes, *more, *report.notes]))
@@ -131,8 +131,9 @@ def check_folder(folder: Path, seed: int) -> list[tuple[str, bool, str]]:
         found = parity.integer_steps(quantized, runtime, parity.feed(names, rows[0]))
         total, differ = sum(r["values"] for r in found), sum(r["differ"] for r in found)
         worst = max((r["max_steps"] for r in found), default=0)
-        share = differ / max(total, 1)
-        checks.append(("runtime integers equal the QONNX reference within 1 % of values", share <= 0.01, f"{differ} of {total} differ, at most by {worst} steps"))
+        mean = sum(r["total_steps"] for r in found) / max(total, 1)
+        checks.append(("runtime integers follow the QONNX reference (mean at most 0.25 step)", mean <= 0.25,
+                       f"{differ} of {total} differ, mean {mean:.4f}, at most {worst} steps"))
         figure = parity.sqnr(_onnx_outputs(runtime, names, rows), want)
         checks.append(("model.onnx follows float.onnx", figure > 3, f"{figure:.1f} dB on random inputs"))
     return checks

@@ -44,7 +44,7 @@ def _call(model: ir.Model) -> Result:
                 graph.insert_after(producer, dynamic)
             quantized[x] = (dynamic.outputs[0], dynamic.outputs[1], dynamic.outputs[2])
         xq, xs, xz = quantized[x]
-        product = ir.node("MatMulInteger", [xq, dequantize.inputs[0], xz])  # type: ignore[union-attr]
+        product = ir.node("MatMulInteger", [xq, dequantize.inputs[0], xz], name=node.name)  # type: ignore[union-attr]
         cast = ir.node("Cast", [product.outputs[0]], {"to": int(ir.DataType.FLOAT)})
         name = node.inputs[1].name or "weight"  # type: ignore[union-attr]
         step = ir.node("Mul", [xs, constant(graph, f"{name}_step", scale.reshape(-1).astype(np.float32))])

@@ -1,0 +1,19 @@
+"""Runtimes behind one Protocol, one file each. A new runtime is a new file here with a `RUNTIME` object."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from hw.runtime.base import Runtime
+
+
+def runtimes() -> dict[str, Runtime]:
+    """Every runtime file of this folder by name."""
+    found = {}
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"hw.runtime.{info.name}")
+        runtime = getattr(module, "RUNTIME", None)
+        if runtime is not None:
+            found[runtime.name] = runtime
+    return found

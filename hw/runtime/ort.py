@@ -1,0 +1,75 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from deploy.errors import ToolError
+from hw.runtime.base import LayerTime
+
+_FAILURES = (ort.capi.onnxruntime_pybind11_state.Fail, ort.capi.onnxruntime_pybind11_state.InvalidGraph, ort.capi.onnxruntime_pybind11_state.NotImplemented,
+             ort.capi.onnxruntime_pybind11_state.RuntimeException, ort.capi.onnxruntime_pybind11_state.InvalidArgument)
+
+
+def _options(threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+class OrtProgram:
+    """One session; the serialized model is kept for profiling sessions."""
+
+    def __init__(self, data: bytes, threads: int, work: Path) -> None:
+        self._data, self._threads, self._work = data, threads, work
+        try:
+            self._session = ort.InferenceSession(data, _options(threads), providers=["CPUExecutionProvider"])
+        except _FAILURES as error:
+            raise ToolError(f"ONNX Runtime {ort.__version__} refuses the model: {str(error).splitlines()[0][:200]}", str(error)) from error
+        self._names = [i.name for i in self._session.get_inputs()]
+
+    def run(self, values: list[np.ndarray]) -> list[np.ndarray]:
+        try:
+            return list(self._session.run(None, dict(zip(self._names, values, strict=True))))
+        except _FAILURES as error:
+            raise ToolError(f"ONNX Runtime {ort.__version__} failed while running: {str(error).splitlines()[0][:200]}", str(error)) from error
+
+    def layers(self, values: list[np.ndarray], repeats: int) -> list[LayerTime]:
+        options = _options(self._threads)
+        options.enable_profiling = True
+        options.profile_file_prefix = str(self._work / "ort")
+        session = ort.InferenceSession(self._data, options, providers=["CPUExecutionProvider"])
+        feed = dict(zip(self._names, values, strict=True))
+        for _ in range(repeats + 3):
+            session.run(None, feed)
+        file = Path(session.end_profiling())
+        times: dict[str, list[float]] = {}
+        ops: dict[str, str] = {}
+        for event in json.loads(file.read_text()):
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+                name = event["name"].removesuffix("_kernel_time")
+                times.setdefault(name, []).append(float(event["dur"]))
+                ops[name] = event["args"]["op_name"]
+        file.unlink()
+        return [LayerTime(n, ops[n], float(np.median(t[3:]))) for n, t in times.items()]
+
+
+class OrtRuntime:
+    name = "onnxruntime"
+
+    def missing(self) -> str:
+        return ""
+
+    def load(self, model: onnx.ModelProto, threads: int, work: Path) -> OrtProgram:
+        return OrtProgram(model.SerializeToString(), threads, work)
+
+
+RUNTIME = OrtRuntime()
