@@ -1,0 +1,1 @@
+"""The frame's own verbs: report, verify, doctor, all."""
