@@ -21,8 +21,10 @@ def fashion(part: str) -> tuple[np.ndarray, np.ndarray]:
     """Images [N, 28, 28] uint8 and labels [N] of Fashion-MNIST; part is `train` or `t10k` (Debian dataset-fashion-mnist)."""
     if not FASHION.is_dir():
         raise SystemExit("Fashion-MNIST is missing: apt-get install dataset-fashion-mnist")
-    labels = np.frombuffer(gzip.open(FASHION / f"{part}-labels-idx1-ubyte.gz").read(), np.uint8, offset=8)
-    images = np.frombuffer(gzip.open(FASHION / f"{part}-images-idx3-ubyte.gz").read(), np.uint8, offset=16)
+    labels = np.frombuffer(gzip.decompress((FASHION / f"{part}-labels-idx1-ubyte.gz").read_bytes()), np.uint8, offset=8)
+    images = np.frombuffer(
+        gzip.decompress((FASHION / f"{part}-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16
+    )
     return images.reshape(-1, 28, 28), labels
 
 
@@ -42,9 +44,12 @@ def stamp(args: dict[str, Any] | None = None) -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     script = Path(sys.argv[0])
-    return {"command": " ".join(["python", f"bench/{script.name}", *sys.argv[1:]]), "args": args or {},
-            "versions": {"python": platform.python_version(), **packages},
-            "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}}
+    return {
+        "command": " ".join(["python", f"bench/{script.name}", *sys.argv[1:]]),
+        "args": args or {},
+        "versions": {"python": platform.python_version(), **packages},
+        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
+    }
 
 
 def save(name: str, result: dict[str, Any]) -> None:

@@ -31,5 +31,7 @@ def get(name: str) -> Board:
     known = boards()
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
-        raise UserError(f"unknown board {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"))
+        raise UserError(
+            f"unknown board {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}")
+        )
     return known[name]

@@ -24,8 +24,19 @@ def run(config: BoardsConfig) -> Outcome:
         return Outcome(tuple(lines), {"board": asdict(board)})
     rows = [("board", "part", "LUT", "FF", "BRAM18", "DSP", "MHz", "GB/s", "flow")]
     for b in boards().values():
-        rows.append((b.name, b.part, str(b.lut or "-"), str(b.ff or "-"), str(b.bram18 or "-"), str(b.dsp or "-"), f"{b.clocks_mhz[0]:g}" if b.clocks_mhz else "-",
-                     f"{b.memory_gbs:g}" if b.memory_gbs else "-", b.flow))
+        rows.append(
+            (
+                b.name,
+                b.part,
+                str(b.lut or "-"),
+                str(b.ff or "-"),
+                str(b.bram18 or "-"),
+                str(b.dsp or "-"),
+                f"{b.clocks_mhz[0]:g}" if b.clocks_mhz else "-",
+                f"{b.memory_gbs:g}" if b.memory_gbs else "-",
+                b.flow,
+            )
+        )
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]) - 1)]
     lines = ["  ".join([*(c.ljust(w) for c, w in zip(r, widths, strict=False)), r[-1]]) for r in rows]
     return Outcome(tuple(lines), {"boards": {n: asdict(b) for n, b in boards().items()}}, "deploy boards pynq-z2")

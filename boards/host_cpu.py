@@ -15,5 +15,12 @@ def _name() -> str:
     return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), platform.machine())
 
 
-BOARD = Board(name="host-cpu", kind="host", part=_name(), processor=f"{os.cpu_count()} cores, {platform.machine()}", flow="ONNX Runtime, TVM",
-              programmer="none", sources=(("part, processor", "/proc/cpuinfo and os.cpu_count() of this computer"),))
+BOARD = Board(
+    name="host-cpu",
+    kind="host",
+    part=_name(),
+    processor=f"{os.cpu_count()} cores, {platform.machine()}",
+    flow="ONNX Runtime, TVM",
+    programmer="none",
+    sources=(("part, processor", "/proc/cpuinfo and os.cpu_count() of this computer"),),
+)

@@ -14,5 +14,11 @@ def _name() -> str:
     return "none found"
 
 
-BOARD = Board(name="host-gpu", kind="host", part=_name(), flow="ONNX Runtime CUDA (not measured in this version)", programmer="none",
-              sources=(("part", "/proc/driver/nvidia/gpus of this computer"),))
+BOARD = Board(
+    name="host-gpu",
+    kind="host",
+    part=_name(),
+    flow="ONNX Runtime CUDA (not measured in this version)",
+    programmer="none",
+    sources=(("part", "/proc/driver/nvidia/gpus of this computer"),),
+)

@@ -4,7 +4,14 @@ from boards.board import Board
 from boards.zynq7020 import PART, SOURCES
 
 BOARD = Board(
-    name="pynq-z1", kind="fpga", **PART,
-    memory_gbs=2.1, memory="512 MB DDR3, 16 bit at 1050 MT/s",
-    sources=(*SOURCES, ("memory", "Digilent PYNQ-Z1 reference manual, section 3: DDR3 x16, 1050 Mbps"),
-             ("memory_gbs", "16 bit x 1050 MT/s / 8")))
+    name="pynq-z1",
+    kind="fpga",
+    **PART,
+    memory_gbs=2.1,
+    memory="512 MB DDR3, 16 bit at 1050 MT/s",
+    sources=(
+        *SOURCES,
+        ("memory", "Digilent PYNQ-Z1 reference manual, section 3: DDR3 x16, 1050 Mbps"),
+        ("memory_gbs", "16 bit x 1050 MT/s / 8"),
+    ),
+)

@@ -16,8 +16,10 @@ __all__ = ["CompressConfig", "Compressed", "compress", "load"]
 def __getattr__(name: str) -> Any:
     if name in ("compress", "Compressed"):
         from compress import api
+
         return getattr(api, name)
     if name == "load":
         from compress.recipe import load
+
         return load
     raise AttributeError(f"module 'compress' has no attribute {name!r}")

@@ -44,12 +44,18 @@ def notice(source: str, config: CompressConfig) -> str:
     if source == REAL:
         return f"calibrated on real data: {config.calib}"
     if source == SYNTHETIC:
-        return ("calibrated on SYNTHETIC inputs matched to the BatchNorm statistics, not on real data: expect up to 0.5 point less accuracy at 8 bits "
-                "and 1.5 points at 4 bits (measured on Fashion-MNIST, bench/fashion.json); --calib PATH gives real data")
+        return (
+            "calibrated on SYNTHETIC inputs matched to the BatchNorm statistics, not on real data: expect up to 0.5 point less accuracy at 8 bits "
+            "and 1.5 points at 4 bits (measured on Fashion-MNIST, bench/fashion.json); --calib PATH gives real data"
+        )
     if source == RANDOM:
-        return "calibrated on RANDOM inputs: sizes and speed are meaningful, accuracy is not; --calib PATH gives real data"
-    return ("WEIGHTS ONLY: no calibration data and no BatchNorm to match, so no activation has a static range (linear layers measure theirs at run time); "
-            "convolutions run in float; --calib PATH gives real data")
+        return (
+            "calibrated on RANDOM inputs: sizes and speed are meaningful, accuracy is not; --calib PATH gives real data"
+        )
+    return (
+        "WEIGHTS ONLY: no calibration data and no BatchNorm to match, so no activation has a static range (linear layers measure theirs at run time); "
+        "convolutions run in float; --calib PATH gives real data"
+    )
 
 
 def tensors(batches: Sequence[Batch]) -> list[tuple[Tensor, ...]]:
@@ -78,7 +84,10 @@ def compare(module: nn.Module, reference: nn.Module, batches: Sequence[Batch]) -
     out, labels = predict(module, batches)
     ref, _ = predict(reference, batches)
     noise = float(np.square(out - ref, dtype=np.float64).mean())
-    rows = {"samples": float(len(out)), "sqnr_db": float(10 * np.log10(np.square(ref, dtype=np.float64).mean() / max(noise, 1e-30)))}
+    rows = {
+        "samples": float(len(out)),
+        "sqnr_db": float(10 * np.log10(np.square(ref, dtype=np.float64).mean() / max(noise, 1e-30))),
+    }
     if out.ndim == 2 and out.shape[1] > 1:
         rows["agreement_percent"] = float((top1(out) == top1(ref)).mean() * 100)
         if labels is not None:
@@ -87,20 +96,41 @@ def compare(module: nn.Module, reference: nn.Module, batches: Sequence[Batch]) -
     return rows
 
 
-def _calibration(module: nn.Module, config: CompressConfig, specs: Sequence[InputSpec], preprocess: Preprocess,
-                 batches: Sequence[Batch] | None) -> tuple[str, list[tuple[Tensor, ...]]]:
+def _calibration(
+    module: nn.Module,
+    config: CompressConfig,
+    specs: Sequence[InputSpec],
+    preprocess: Preprocess,
+    batches: Sequence[Batch] | None,
+) -> tuple[str, list[tuple[Tensor, ...]]]:
     if batches is not None:
         return (RANDOM if config.calib == "random" else REAL), tensors(batches)
     if has_statistics(module) and len(specs) == 1 and specs[0].dtype == "float32" and config.activations != "none":
         size = int(np.prod(specs[0].shape[1:]))
         samples, steps, batch = (64, 100, 64) if size < 16000 else (32, 60, 16)
-        return SYNTHETIC, synthesize(module, specs, samples=samples, steps=steps, batch=batch, seed=config.seed, bounds=_bounds(preprocess, specs[0]))
+        return SYNTHETIC, synthesize(
+            module,
+            specs,
+            samples=samples,
+            steps=steps,
+            batch=batch,
+            seed=config.seed,
+            bounds=_bounds(preprocess, specs[0]),
+        )
     return NONE, []
 
 
-def compress(module: nn.Module, config: CompressConfig, *, inputs: Sequence[InputSpec], preprocess: Preprocess | None = None,
-             calibration: Sequence[Batch] | None = None, evaluation: Sequence[Batch] | None = None,
-             arch: str | None = None, arch_args: dict[str, Any] | None = None) -> Compressed:
+def compress(
+    module: nn.Module,
+    config: CompressConfig,
+    *,
+    inputs: Sequence[InputSpec],
+    preprocess: Preprocess | None = None,
+    calibration: Sequence[Batch] | None = None,
+    evaluation: Sequence[Batch] | None = None,
+    arch: str | None = None,
+    arch_args: dict[str, Any] | None = None,
+) -> Compressed:
     """Compress a trained model; `module` itself is not changed.
 
     inputs: its input specs. calibration: unlabelled batches; None takes synthetic inputs (models with BatchNorm) or quantizes
@@ -121,7 +151,9 @@ def compress(module: nn.Module, config: CompressConfig, *, inputs: Sequence[Inpu
     errors = [e for a, b in zip(after, before, strict=True) if (e := relative_error(a, b)) != float("inf")]
     fold_error = max(errors, default=0.0)
     if fold_error > FOLD_TOLERANCE:
-        raise BoundError(f"tracing and folding change the output by {fold_error:.1e} relative; pass --no-fold and report this model")
+        raise BoundError(
+            f"tracing and folding change the output by {fold_error:.1e} relative; pass --no-fold and report this model"
+        )
     macs = count_macs(root, example)
     traced = isinstance(root, fx.GraphModule)
     chosen = choose(config, traced, bool(batches))
@@ -131,15 +163,33 @@ def compress(module: nn.Module, config: CompressConfig, *, inputs: Sequence[Inpu
         remarks.append(remark)
     plan = make_plan(root, root if isinstance(root, fx.GraphModule) else None, config, macs, bool(batches))
     quantized = quantize(root, plan, config, chosen, batches)
-    recipe = {"format": recipes.FORMAT, "arch": arch, "arch_args": arch_args or {}, "inputs": [s.to_json() for s in inputs],
-              "preprocess": preprocess.to_json(), "merge": bool(merged.blocks), "fold": config.fold, "plan": plan.to_json()}
+    recipe = {
+        "format": recipes.FORMAT,
+        "arch": arch,
+        "arch_args": arch_args or {},
+        "inputs": [s.to_json() for s in inputs],
+        "preprocess": preprocess.to_json(),
+        "merge": bool(merged.blocks),
+        "fold": config.fold,
+        "plan": plan.to_json(),
+    }
     record: dict[str, Any] = {
-        "notice": notice(source, config), "calibration": source, "calibration_samples": sum(len(b[0]) for b in batches),
-        "methods": {**asdict(chosen), "ranges": config.ranges, "granularity": config.granularity}, "traced": traced,
-        "folded": [asdict(r) for r in folds], "fold_error": fold_error, "merged": asdict(merged), "remarks": remarks,
-        "parameters": sum(p.numel() for p in reference.parameters()), "macs": sum(macs.values()),
-        "layers": {n: asdict(r) for n, r in plan.layers.items()}, "float_layers": plan.skipped,
-        "activation_quantizers": len(plan.quantizers), "weights_only": all(r.activations == WEIGHTS for r in plan.layers.values())}
+        "notice": notice(source, config),
+        "calibration": source,
+        "calibration_samples": sum(len(b[0]) for b in batches),
+        "methods": {**asdict(chosen), "ranges": config.ranges, "granularity": config.granularity},
+        "traced": traced,
+        "folded": [asdict(r) for r in folds],
+        "fold_error": fold_error,
+        "merged": asdict(merged),
+        "remarks": remarks,
+        "parameters": sum(p.numel() for p in reference.parameters()),
+        "macs": sum(macs.values()),
+        "layers": {n: asdict(r) for n, r in plan.layers.items()},
+        "float_layers": plan.skipped,
+        "activation_quantizers": len(plan.quantizers),
+        "weights_only": all(r.activations == WEIGHTS for r in plan.layers.values()),
+    }
     if evaluation is not None:
         record["accuracy"] = compare(quantized, reference, evaluation)
     elif calibration is not None:

@@ -14,6 +14,7 @@ PACKAGES = ("torch", "torchvision", "timm", "brevitas", "numpy", "safetensors")
 
 def inputs(config: CompressConfig) -> dict[str, Path]:
     from deploy.data import paths_of
+
     if not config.model:
         raise UserError("MODEL is missing: give a checkpoint, for example: deploy compress model.pt --bits 4")
     found = {"model": Path(config.model)}
@@ -25,48 +26,74 @@ def inputs(config: CompressConfig) -> dict[str, Path]:
 
 def plan(config: CompressConfig) -> list[str]:
     from compress.quantize.plan import parse_overrides
+
     parse_overrides(config.layer)
     calib = config.calib or "synthetic inputs from the BatchNorm statistics (weights only where there is no BatchNorm)"
-    return [f"load {config.model}" + (f" as {config.arch}" if config.arch else ""),
-            "merge training-time branches" + (", fold BatchNorm" if config.fold else ""),
-            f"quantize weights to {config.bits} bits and activations to {config.act_bits} bits, calibrated on {calib}",
-            *([f"measure accuracy on {config.eval}"] if config.eval else []), f"write {config.output}"]
+    return [
+        f"load {config.model}" + (f" as {config.arch}" if config.arch else ""),
+        "merge training-time branches" + (", fold BatchNorm" if config.fold else ""),
+        f"quantize weights to {config.bits} bits and activations to {config.act_bits} bits, calibrated on {calib}",
+        *([f"measure accuracy on {config.eval}"] if config.eval else []),
+        f"write {config.output}",
+    ]
 
 
 def run(config: CompressConfig, folder: Path) -> dict[str, Any]:
     from compress.stage import run_stage
+
     return run_stage(config, folder)
 
 
 def describe(summary: dict[str, Any], folder: Path) -> Outcome:
-    lines = [summary["notice"],
-             f"{summary['architecture']}: {summary['quantized_layers']} layers quantized "
-             f"({', '.join(f'{n} at {b} bits' for b, n in summary['layers_by_bits'].items())}), {summary['activation_quantizers']} activation ranges, "
-             f"{summary['folded']} BatchNorms folded" + (f", {summary['left_in_float']} layers left in float" if summary["left_in_float"] else ""),
-             f"size {summary['float_bytes'] / 1e6:.2f} MB -> {summary['bytes'] / 1e6:.2f} MB ({summary['float_bytes'] / summary['bytes']:.2f}x smaller)"]
+    lines = [
+        summary["notice"],
+        f"{summary['architecture']}: {summary['quantized_layers']} layers quantized "
+        f"({', '.join(f'{n} at {b} bits' for b, n in summary['layers_by_bits'].items())}), {summary['activation_quantizers']} activation ranges, "
+        f"{summary['folded']} BatchNorms folded"
+        + (f", {summary['left_in_float']} layers left in float" if summary["left_in_float"] else ""),
+        f"size {summary['float_bytes'] / 1e6:.2f} MB -> {summary['bytes'] / 1e6:.2f} MB ({summary['float_bytes'] / summary['bytes']:.2f}x smaller)",
+    ]
     accuracy = summary.get("accuracy", {})
     if "compressed_percent" in accuracy:
-        lines.append(f"accuracy float {accuracy['float_percent']:.2f} % -> compressed {accuracy['compressed_percent']:.2f} % "
-                     f"({int(accuracy['samples'])} samples)")
+        lines.append(
+            f"accuracy float {accuracy['float_percent']:.2f} % -> compressed {accuracy['compressed_percent']:.2f} % "
+            f"({int(accuracy['samples'])} samples)"
+        )
     elif "agreement_percent" in accuracy:
-        lines.append(f"same class as the float model on {accuracy['agreement_percent']:.1f} % of {int(accuracy['samples'])} calibration samples")
+        lines.append(
+            f"same class as the float model on {accuracy['agreement_percent']:.1f} % of {int(accuracy['samples'])} calibration samples"
+        )
     return Outcome(tuple(lines), next=f"deploy export {folder} -o {folder.parent / 'export'}")
 
 
 def section(folder: Path, manifest: dict[str, Any]) -> Any:
     from compress.section import section as build
+
     return build(folder, manifest)
 
 
 def check(folder: Path, seed: int) -> list[tuple[str, bool, str]]:
     from compress.stage import check_folder
+
     return check_folder(folder, seed)
 
 
 STAGE = Stage(
-    name="compress", help="make a trained model small: fold, merge, quantize", config=CompressConfig, inputs=inputs, plan=plan, run=run,
-    describe=describe, section=section, check=check, order=10, packages=PACKAGES,
-    requirements=(Requirement("torch", "package", "nothing", "pip install torch"),
-                  Requirement("brevitas", "package", "no quantization", "pip install brevitas"),
-                  Requirement("timm", "package", "no timm architectures", "pip install timm"),
-                  Requirement("torchvision", "package", "no torchvision architectures", "pip install torchvision")))
+    name="compress",
+    help="make a trained model small: fold, merge, quantize",
+    config=CompressConfig,
+    inputs=inputs,
+    plan=plan,
+    run=run,
+    describe=describe,
+    section=section,
+    check=check,
+    order=10,
+    packages=PACKAGES,
+    requirements=(
+        Requirement("torch", "package", "nothing", "pip install torch"),
+        Requirement("brevitas", "package", "no quantization", "pip install brevitas"),
+        Requirement("timm", "package", "no timm architectures", "pip install timm"),
+        Requirement("torchvision", "package", "no torchvision architectures", "pip install torchvision"),
+    ),
+)

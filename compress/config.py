@@ -15,23 +15,43 @@ class CompressConfig:
     output: str = option("compressed", "folder to write", short="-o", identity=False)
     bits: int = option(8, "weight bits, 2 to 8", low=2, high=8)
     act_bits: int = option(8, "activation bits, 4 to 8", low=4, high=8)
-    arch: str = option("", "architecture: timm:NAME, torchvision:NAME, deploy:NAME or pkg.mod:factory (wins over the file's)")
+    arch: str = option(
+        "", "architecture: timm:NAME, torchvision:NAME, deploy:NAME or pkg.mod:factory (wins over the file's)"
+    )
     arch_arg: tuple[str, ...] = option((), "argument of the architecture, name=value")
     input_shape: str = option("", "input shape with batch, 1x3x224x224, or name=1x128:int64:30522;... for several")
-    calib: str = option("", "calibration data: image folder, .npz, .npy, pkg.mod:function, or 'random'; default: synthetic from BatchNorm")
+    calib: str = option(
+        "",
+        "calibration data: image folder, .npz, .npy, pkg.mod:function, or 'random'; default: synthetic from BatchNorm",
+    )
     calib_samples: int = option(300, "calibration samples", low=1)
     eval: str = option("", "labelled data for the accuracy at every stage (same forms as --calib)")
     eval_samples: int = option(10000, "evaluation samples at most", low=1)
-    layer: tuple[str, ...] = option((), "bits of the layers whose name matches: 'features.0.*=8', 'head=8/8' (weights/activations), 'stem=float'")
+    layer: tuple[str, ...] = option(
+        (), "bits of the layers whose name matches: 'features.0.*=8', 'head=8/8' (weights/activations), 'stem=float'"
+    )
     first_last_bits: int = option(8, "weight bits of the first and the last layer (at least --bits)", low=2, high=8)
-    activations: str = option("auto", "linear layers: static ranges or dynamic per run; auto: dynamic where linear layers dominate",
-                              choices=("auto", "static", "dynamic", "none"))
+    activations: str = option(
+        "auto",
+        "linear layers: static ranges or dynamic per run; auto: dynamic where linear layers dominate",
+        choices=("auto", "static", "dynamic", "none"),
+    )
     ranges: str = option("mse", "how activation ranges are chosen", choices=("mse", "percentile", "max"))
-    rounding: str = option("auto", "weight rounding; auto: gptq below 8 bits, nearest at 8", choices=("auto", "nearest", "gptq", "adaround"))
-    weight_scale: str = option("auto", "weight scales; auto: mse below 8 bits, max at 8", choices=("auto", "max", "mse"))
-    granularity: str = option("channel", "weight scales per output channel or per tensor", choices=("channel", "tensor"))
+    rounding: str = option(
+        "auto",
+        "weight rounding; auto: gptq below 8 bits, nearest at 8",
+        choices=("auto", "nearest", "gptq", "adaround"),
+    )
+    weight_scale: str = option(
+        "auto", "weight scales; auto: mse below 8 bits, max at 8", choices=("auto", "max", "mse")
+    )
+    granularity: str = option(
+        "channel", "weight scales per output channel or per tensor", choices=("channel", "tensor")
+    )
     fold: bool = option(True, "fold BatchNorm into convolutions (per-channel scales keep this harmless)")
     equalize: str = option("auto", "cross-layer weight equalization; auto: below 8 bits", choices=("auto", "on", "off"))
-    bias_correction: str = option("auto", "correct the mean error of quantized layers; auto: below 8 bits", choices=("auto", "on", "off"))
+    bias_correction: str = option(
+        "auto", "correct the mean error of quantized layers; auto: below 8 bits", choices=("auto", "on", "off")
+    )
     seed: int = option(0, "seed of everything random", low=0)
     trust_pickle: bool = option(False, "run the code in a pickled checkpoint (only for files that you made)")

@@ -95,7 +95,9 @@ def fold_before(norm: nn.Module, layer: nn.Module) -> None:
         extra = torch.einsum("goi,gi->go", taps.reshape(g, -1, taps.shape[1]), shift.reshape(g, -1)).reshape(-1)
     weight.data = scale_inputs(layer, w, scale).to(dtype)
     bias: Any = layer.bias
-    layer.bias = nn.Parameter((extra + (bias.double() if bias is not None else 0)).to(dtype), requires_grad=weight.requires_grad)
+    layer.bias = nn.Parameter(
+        (extra + (bias.double() if bias is not None else 0)).to(dtype), requires_grad=weight.requires_grad
+    )
 
 
 def _refusal_after(norm: nn.Module, layer: nn.Module | None, node: fx.Node, source: Any, count: dict[str, int]) -> str:
@@ -124,8 +126,11 @@ def _refusal_before(norm: nn.Module, layer: nn.Module | None, node: fx.Node, cou
     user = next(iter(node.users))
     if count[str(user.target)] > 1 or count[str(node.target)] > 1:
         return "the layer or its BatchNorm is shared"
-    if not isinstance(layer, nn.Linear) and (layer.padding == "same" or any(p != 0 for p in layer.padding) if not isinstance(layer.padding, str)
-                                             else layer.padding == "same"):
+    if not isinstance(layer, nn.Linear) and (
+        layer.padding == "same" or any(p != 0 for p in layer.padding)
+        if not isinstance(layer.padding, str)
+        else layer.padding == "same"
+    ):
         return "the convolution after it is padded, so folding is not exact at the borders"
     return _refusal_norm(norm)
 
@@ -152,12 +157,20 @@ def fold(gm: fx.GraphModule) -> list[FoldRecord]:
         second = _refusal_before(norm, after, node, count)
         if not second:
             fold_before(norm, after)  # type: ignore[arg-type]
-            records.append(FoldRecord(str(node.target), str(user.target), True, "folded into the layer after it"))
+            records.append(
+                FoldRecord(str(node.target), str(user and user.target), True, "folded into the layer after it")
+            )
             node.replace_all_uses_with(source)
             gm.graph.erase_node(node)
             continue
-        records.append(FoldRecord(str(node.target), str(getattr(source, "target", "")), False,
-                                  reason if isinstance(after, LAYERS) is False else f"{reason}; {second}"))
+        records.append(
+            FoldRecord(
+                str(node.target),
+                str(getattr(source, "target", "")),
+                False,
+                reason if isinstance(after, LAYERS) is False else f"{reason}; {second}",
+            )
+        )
     gm.graph.lint()
     gm.recompile()
     gm.delete_all_unused_submodules()
@@ -169,7 +182,11 @@ def fold_opaque(gm: fx.GraphModule) -> list[FoldRecord]:
     records = []
     for node in gm.graph.nodes:
         module = submodule(gm, node)
-        if module is not None and not isinstance(module, (*LAYERS, *NORMS)) and any(isinstance(m, NORMS) for m in module.modules()):
+        if (
+            module is not None
+            and not isinstance(module, (*LAYERS, *NORMS))
+            and any(isinstance(m, NORMS) for m in module.modules())
+        ):
             records += _fold_children(module, str(node.target))
     return records
 

@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 def _opaque() -> tuple[tuple[type, ...], tuple[Any, ...]]:
     """Modules and functions of timm that its authors mark as not traceable; they stay single nodes."""
     from timm.models._features_fx import get_notrace_functions, get_notrace_modules
+
     return tuple(get_notrace_modules()), tuple(get_notrace_functions())
 
 
@@ -25,16 +26,27 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         from compress.quantize.scheme import is_leaf
+
         return isinstance(module, self._leaves) or is_leaf(module) or super().is_leaf_module(module, qualified_name)
 
 
 def split_norm_act(module: nn.Module) -> None:
     """Replace modules that are a BatchNorm with an activation inside (timm BatchNormAct2d) by BatchNorm, dropout, activation."""
     for name, child in list(module.named_children()):
-        if isinstance(child, nn.BatchNorm2d) and type(child) is not nn.BatchNorm2d and isinstance(getattr(child, "act", None), nn.Module):
-            plain = nn.BatchNorm2d(child.num_features, child.eps, child.momentum or 0.1, child.affine, child.track_running_stats)
+        if (
+            isinstance(child, nn.BatchNorm2d)
+            and type(child) is not nn.BatchNorm2d
+            and isinstance(getattr(child, "act", None), nn.Module)
+        ):
+            plain = nn.BatchNorm2d(
+                child.num_features, child.eps, child.momentum or 0.1, child.affine, child.track_running_stats
+            )
             plain.load_state_dict({k: v for k, v in child.state_dict().items() if k in plain.state_dict()})
-            rest = [m for m in (getattr(child, "drop", None), child.act) if isinstance(m, nn.Module) and not isinstance(m, nn.Identity)]
+            rest = [
+                m
+                for m in (getattr(child, "drop", None), child.act)
+                if isinstance(m, nn.Module) and not isinstance(m, nn.Identity)
+            ]
             setattr(module, name, nn.Sequential(plain, *rest).train(child.training))
         else:
             split_norm_act(child)
@@ -52,8 +64,21 @@ def trace(module: nn.Module, inputs: int = 1) -> fx.GraphModule | None:
     tracer = _Tracer()
     try:
         graph = tracer.trace(module, concrete_args=rest or None)
-    except (RuntimeError, TypeError, AttributeError, ValueError, NotImplementedError, KeyError, AssertionError, IndexError, NameError) as error:
-        log.info("the model cannot be traced as a graph (%s); its layers are treated one by one", str(error).splitlines()[0][:100])
+    except (
+        RuntimeError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        NotImplementedError,
+        KeyError,
+        AssertionError,
+        IndexError,
+        NameError,
+    ) as error:
+        log.info(
+            "the model cannot be traced as a graph (%s); its layers are treated one by one",
+            str(error).splitlines()[0][:100],
+        )
         return None
     for node in list(graph.nodes):
         if node.op == "placeholder" and not node.users and node.name.removesuffix("_1") in rest:

@@ -43,7 +43,7 @@ def unpack(stored: Tensor, bits: int, shape: torch.Size) -> Tensor:
     if bits > 4:
         return stored.reshape(shape)
     raw = stored.to(torch.int16)
-    flat = torch.stack([raw & 15, raw >> 4], 1).reshape(-1)[:shape.numel()]
+    flat = torch.stack([raw & 15, raw >> 4], 1).reshape(-1)[: shape.numel()]
     return torch.where(flat > 7, flat - 16, flat).to(torch.int8).reshape(shape)
 
 
@@ -54,6 +54,7 @@ def structure(module: nn.Module, inputs: int, merge: bool, fold_norms: bool) -> 
     """
     if merge and mergeable(module):
         from timm.utils.model import reparameterize_model
+
         module = reparameterize_model(module, inplace=True)
     module = module.eval()
     if not isinstance(module, fx.GraphModule):
@@ -88,22 +89,29 @@ def restore(module: nn.Module, state: dict[str, Tensor], where: Path) -> None:
         bits = scheme.bits_of(layer)
         count = (weight.numel() + 1) // 2 if bits <= 4 else weight.numel()
         if full[key].numel() != count:
-            raise UserError(f"{where} holds {full[key].numel()} values in {key!r}, the model wants {count}; run deploy compress again")
+            raise UserError(
+                f"{where} holds {full[key].numel()} values in {key!r}, the model wants {count}; run deploy compress again"
+            )
         full[key] = unpack(full[key], bits, weight.shape).to(torch.float32) * full[scale_key]
     try:
         module.load_state_dict(full, strict=True)
     except RuntimeError as error:
-        raise UserError(f"{where} does not fit its recipe: {str(error).splitlines()[-1].strip()[:160]}; run deploy compress again") from None
+        raise UserError(
+            f"{where} does not fit its recipe: {str(error).splitlines()[-1].strip()[:160]}; run deploy compress again"
+        ) from None
 
 
 def _float_module(folder: Path, recipe: dict[str, Any], arch: str) -> nn.Module:
     if recipe["arch"] is None:
         from deploy.program import load_program
+
         return load_program(folder / PROGRAM)[0]
     name = str(recipe["arch"])
     known = name.partition(":")[0] in ("deploy", "timm", "torchvision")
     if not known and arch != name:
-        raise UserError(f"{folder} was made from the factory {name!r}; a name found in a file imports nothing: give --arch {name}")
+        raise UserError(
+            f"{folder} was made from the factory {name!r}; a name found in a file imports nothing: give --arch {name}"
+        )
     return instantiate(name, recipe["arch_args"], from_user=not known)
 
 
@@ -113,7 +121,9 @@ def read(folder: Path) -> dict[str, Any]:
     try:
         recipe = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise UserError(f"{folder} is no compressed model: {RECIPE} is missing or damaged; run deploy compress again") from None
+        raise UserError(
+            f"{folder} is no compressed model: {RECIPE} is missing or damaged; run deploy compress again"
+        ) from None
     if not isinstance(recipe, dict) or recipe.get("format") != FORMAT:
         raise UserError(f"{path} has not the format {FORMAT} of this version; run deploy compress again")
     return recipe
@@ -134,6 +144,7 @@ def load(folder: str | Path, arch: str = "") -> nn.Module:
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
+
     folder = Path(folder)
     recipe = read(folder)
     module, _ = structure(_float_module(folder, recipe, arch), len(recipe["inputs"]), recipe["merge"], recipe["fold"])
@@ -151,6 +162,7 @@ def load(folder: str | Path, arch: str = "") -> nn.Module:
 def load_float(folder: str | Path, arch: str = "") -> nn.Module:
     """The float model that a compressed folder was made from (baseline and teacher)."""
     from safetensors.torch import load_file
+
     folder = Path(folder)
     recipe = read(folder)
     module = _float_module(folder, recipe, arch)

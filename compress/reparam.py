@@ -28,8 +28,12 @@ class MergeRecord:
 
 def mergeable(module: nn.Module) -> tuple[str, ...]:
     """Names of the sub-modules that offer a branch merge of their own."""
-    return tuple(n for n, m in module.named_modules()
-                 if any(callable(getattr(m, a, None)) for a in ("reparameterize", "switch_to_deploy", "fuse")) and list(m.children()))
+    return tuple(
+        n
+        for n, m in module.named_modules()
+        if any(callable(getattr(m, a, None)) for a in ("reparameterize", "switch_to_deploy", "fuse"))
+        and list(m.children())
+    )
 
 
 @torch.no_grad()
@@ -42,6 +46,7 @@ def merge_branches(module: nn.Module, example: Sequence[Tensor]) -> tuple[nn.Mod
     from timm.utils.model import reparameterize_model
 
     from deploy.checkpoint import flatten
+
     before = flatten(module(*example))
     merged = reparameterize_model(module, inplace=True).eval()
     after = flatten(merged(*example))
@@ -49,5 +54,7 @@ def merge_branches(module: nn.Module, example: Sequence[Tensor]) -> tuple[nn.Mod
     finite = [e for e in errors if e != float("inf")]
     worst = max(finite, default=0.0)
     if worst > TOLERANCE:
-        raise BoundError(f"merging the branches of {blocks[0]!r} and {len(blocks) - 1} more changes the output by {worst:.1e} relative; report this model")
+        raise BoundError(
+            f"merging the branches of {blocks[0]!r} and {len(blocks) - 1} more changes the output by {worst:.1e} relative; report this model"
+        )
     return merged, MergeRecord(blocks, worst)

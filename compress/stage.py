@@ -25,17 +25,44 @@ RECORD = "record.json"
 def run_stage(config: CompressConfig, folder: Path) -> dict[str, Any]:
     """Compress `config.model` into `folder`; returns the summary. The written model is reloaded and compared bit for bit."""
     torch.manual_seed(config.seed)
-    loaded = checkpoint.load(Path(config.model), arch=config.arch, arch_args=config.arch_arg, input_shape=config.input_shape,
-                             trust_pickle=config.trust_pickle)
+    loaded = checkpoint.load(
+        Path(config.model),
+        arch=config.arch,
+        arch_args=config.arch_arg,
+        input_shape=config.input_shape,
+        trust_pickle=config.trust_pickle,
+    )
     checkpoint.check_forward(loaded, config.seed)
     batch = loaded.inputs[0].shape[0] if loaded.fixed_batch else 32
-    calibration = data.load(config.calib, loaded.inputs, loaded.preprocess, limit=config.calib_samples, batch=batch, seed=config.seed) if config.calib else None
+    calibration = (
+        data.load(
+            config.calib, loaded.inputs, loaded.preprocess, limit=config.calib_samples, batch=batch, seed=config.seed
+        )
+        if config.calib
+        else None
+    )
     evaluation = None
     if config.eval:
-        evaluation = data.load(config.eval, loaded.inputs, loaded.preprocess, limit=config.eval_samples, batch=batch if loaded.fixed_batch else 250,
-                               labels=True, flag="--eval", seed=config.seed)
-    result = compress(loaded.module, config, inputs=loaded.inputs, preprocess=loaded.preprocess, calibration=calibration, evaluation=evaluation,
-                      arch=loaded.arch, arch_args=loaded.arch_args)
+        evaluation = data.load(
+            config.eval,
+            loaded.inputs,
+            loaded.preprocess,
+            limit=config.eval_samples,
+            batch=batch if loaded.fixed_batch else 250,
+            labels=True,
+            flag="--eval",
+            seed=config.seed,
+        )
+    result = compress(
+        loaded.module,
+        config,
+        inputs=loaded.inputs,
+        preprocess=loaded.preprocess,
+        calibration=calibration,
+        evaluation=evaluation,
+        arch=loaded.arch,
+        arch_args=loaded.arch_args,
+    )
     float_state = {k: v.contiguous().clone() for k, v in loaded.module.state_dict().items()}
     if loaded.arch is None:
         shutil.copyfile(loaded.path, folder / recipes.PROGRAM)
@@ -48,13 +75,24 @@ def run_stage(config: CompressConfig, folder: Path) -> dict[str, Any]:
     _check_reload(folder, arch, result.module, loaded)
     record = result.record
     bits = Counter(row["bits"] for row in record["layers"].values())
-    return {"notice": record["notice"], "calibration": record["calibration"], "architecture": loaded.arch or f"exported program {loaded.path.name}",
-            "bits": config.bits, "act_bits": config.act_bits, "bytes": (folder / recipes.STATE).stat().st_size,
-            "float_bytes": sum(t.numel() * t.element_size() for t in float_state.values()),
-            "quantized_layers": len(record["layers"]), "layers_by_bits": {str(b): n for b, n in sorted(bits.items())},
-            "activation_quantizers": record["activation_quantizers"], "folded": sum(r["folded"] for r in record["folded"]),
-            "left_in_float": len(record["float_layers"]), "parameters": record["parameters"], "macs": record["macs"],
-            "accuracy": record.get("accuracy", {}), "methods": record["methods"]}
+    return {
+        "notice": record["notice"],
+        "calibration": record["calibration"],
+        "architecture": loaded.arch or f"exported program {loaded.path.name}",
+        "bits": config.bits,
+        "act_bits": config.act_bits,
+        "bytes": (folder / recipes.STATE).stat().st_size,
+        "float_bytes": sum(t.numel() * t.element_size() for t in float_state.values()),
+        "quantized_layers": len(record["layers"]),
+        "layers_by_bits": {str(b): n for b, n in sorted(bits.items())},
+        "activation_quantizers": record["activation_quantizers"],
+        "folded": sum(r["folded"] for r in record["folded"]),
+        "left_in_float": len(record["float_layers"]),
+        "parameters": record["parameters"],
+        "macs": record["macs"],
+        "accuracy": record.get("accuracy", {}),
+        "methods": record["methods"],
+    }
 
 
 @torch.no_grad()
@@ -63,7 +101,9 @@ def _check_reload(folder: Path, arch: str, module: torch.nn.Module, loaded: chec
     values = [torch.from_numpy(x) for x in examples(loaded.inputs, 1)]
     for a, b in zip(flatten(module(*values)), flatten(again(*values)), strict=True):
         if not torch.equal(a, b):
-            raise BoundError(f"the reloaded model differs from the compressed one by {float((a - b).abs().max()):.1e}; report this model")
+            raise BoundError(
+                f"the reloaded model differs from the compressed one by {float((a - b).abs().max()):.1e}; report this model"
+            )
 
 
 def check_folder(folder: Path, seed: int) -> list[tuple[str, bool, str]]:
@@ -77,4 +117,10 @@ def check_folder(folder: Path, seed: int) -> list[tuple[str, bool, str]]:
     varied = all(bool(torch.isfinite(t).all()) for t in out) and any(bool((t != t.reshape(-1)[0]).any()) for t in out)
     noise = float((out[0] - reference[0]).square().mean())
     sqnr = 10 * float(torch.log10(reference[0].square().mean() / max(noise, 1e-30)))
-    return [("reloads strictly, outputs vary", varied, f"{sqnr:.1f} dB signal to noise against the float model on fresh random inputs")]
+    return [
+        (
+            "reloads strictly, outputs vary",
+            varied,
+            f"{sqnr:.1f} dB signal to noise against the float model on fresh random inputs",
+        )
+    ]

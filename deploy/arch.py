@@ -50,6 +50,7 @@ class Architecture:
 def parse_args(pairs: tuple[str, ...]) -> dict[str, Any]:
     """`("num_classes=10", "act=relu")` -> {"num_classes": 10, "act": "relu"}; values are JSON where they parse as JSON."""
     import json
+
     found: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -65,16 +66,22 @@ def parse_args(pairs: tuple[str, ...]) -> dict[str, Any]:
 def _own(name: str) -> Architecture:
     entries = {e.name: e for e in entry_points(group=GROUP)}
     if name not in entries:
-        raise UserError(f"no installed package announces the model {name!r}; known are {', '.join(sorted(entries)) or 'none'}")
+        raise UserError(
+            f"no installed package announces the model {name!r}; known are {', '.join(sorted(entries)) or 'none'}"
+        )
     return Architecture(f"deploy:{name}", entries[name].load())
 
 
 def _timm(name: str) -> Architecture:
     import timm
+
     base = name.removeprefix("hf_hub:").partition(".")[0]
     if not timm.is_model(base):
         near = difflib.get_close_matches(base, timm.list_models(), 3)
-        raise UserError(f"timm has no model {name!r}" + (f"; near names are {', '.join(near)}" if near else "; see timm.list_models()"))
+        raise UserError(
+            f"timm has no model {name!r}"
+            + (f"; near names are {', '.join(near)}" if near else "; see timm.list_models()")
+        )
 
     def own_args(state: Mapping[str, Any]) -> dict[str, Any]:
         cfg = timm.get_pretrained_cfg(base)
@@ -86,11 +93,13 @@ def _timm(name: str) -> Architecture:
         if isinstance(first, str) and f"{first}.weight" in state and state[f"{first}.weight"].ndim == 4:
             found["in_chans"] = int(state[f"{first}.weight"].shape[1])
         return found
+
     return Architecture(f"timm:{base}", lambda **a: timm.create_model(base, pretrained=False, **a), own_args)
 
 
 def _torchvision(name: str) -> Architecture:
     import torchvision
+
     if name not in torchvision.models.list_models():
         near = difflib.get_close_matches(name, torchvision.models.list_models(), 3)
         raise UserError(f"torchvision has no model {name!r}" + (f"; near names are {', '.join(near)}" if near else ""))
@@ -105,7 +114,9 @@ def _factory(name: str) -> Architecture:
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
     except ImportError as error:
-        raise UserError(f"--arch {name!r}: cannot import {module_name!r} ({error}); put its folder on PYTHONPATH") from error
+        raise UserError(
+            f"--arch {name!r}: cannot import {module_name!r} ({error}); put its folder on PYTHONPATH"
+        ) from error
     except AttributeError:
         raise UserError(f"--arch {name!r}: module {module_name!r} has no {attribute!r}") from None
     if not callable(factory):
@@ -126,8 +137,10 @@ def resolve(name: str, *, from_user: bool) -> Architecture:
         return _FAMILIES[family](rest)
     if colon:
         if not from_user:
-            raise UserError(f"the file asks for the factory {name!r}; a name found in a file imports nothing: "
-                            f"if you trust it, give it yourself with --arch {name}")
+            raise UserError(
+                f"the file asks for the factory {name!r}; a name found in a file imports nothing: "
+                f"if you trust it, give it yourself with --arch {name}"
+            )
         return _factory(name)
     if not _NAME.fullmatch(name):
         raise UserError(f"architecture {name!r} is not a valid name; write for example timm:resnet18")
@@ -137,7 +150,9 @@ def resolve(name: str, *, from_user: bool) -> Architecture:
             return look(name)
         except UserError as error:
             problems.append(str(error))
-    raise UserError(f"architecture {name!r} is unknown: {'; '.join(problems[1:])}; give --arch pkg.mod:factory for your own")
+    raise UserError(
+        f"architecture {name!r} is unknown: {'; '.join(problems[1:])}; give --arch pkg.mod:factory for your own"
+    )
 
 
 def describe_inputs(module: nn.Module, name: str) -> tuple[tuple[InputSpec, ...] | None, Preprocess]:
@@ -149,16 +164,18 @@ def describe_inputs(module: nn.Module, name: str) -> tuple[tuple[InputSpec, ...]
     family = name.partition(":")[0]
     if family == "timm":
         from timm.data import resolve_data_config
+
         cfg = resolve_data_config({}, model=module)
-        channels = getattr(module, "in_chans", None) or _first_channels(module) or cfg["input_size"][0]
-        size = tuple(cfg["input_size"][1:])
-        spec = InputSpec("input", (1, channels, *size))
+        channels, height, width = (int(n) for n in cfg["input_size"])
+        channels = _first_channels(module) or channels
+        spec = InputSpec("input", (1, channels, height, width))
         mean, std = tuple(cfg["mean"]), tuple(cfg["std"])
         if len(mean) != channels:
             mean, std = (0.5,) * channels, (0.5,) * channels
-        return (spec,), Preprocess(mean, std, round(size[0] / float(cfg["crop_pct"])))
+        return (spec,), Preprocess(mean, std, round(height / float(cfg["crop_pct"])))
     if family == "torchvision":
         import torchvision
+
         size = 224
         weights = torchvision.models.get_model_weights(name.partition(":")[2])
         for entry in weights:
@@ -167,12 +184,15 @@ def describe_inputs(module: nn.Module, name: str) -> tuple[tuple[InputSpec, ...]
                 size = int(crop[0] if isinstance(crop, (list, tuple)) else crop)
             break
         channels = _first_channels(module) or 3
-        return (InputSpec("input", (1, channels, size, size)),), Preprocess(IMAGENET_MEAN, IMAGENET_STD, round(size / 0.875))
+        return (InputSpec("input", (1, channels, size, size)),), Preprocess(
+            IMAGENET_MEAN, IMAGENET_STD, round(size / 0.875)
+        )
     return None, Preprocess()
 
 
 def _first_channels(module: nn.Module) -> int | None:
     from torch import nn
+
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             return layer.in_channels

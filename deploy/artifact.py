@@ -64,7 +64,9 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 def identity(stage: str, config: dict[str, Any], inputs: dict[str, str], used: dict[str, str]) -> str:
     """The full sha256 under which a result may be reused."""
-    return sha256_bytes(canonical({"schema": SCHEMA, "stage": stage, "config": config, "inputs": inputs, "versions": used}))
+    return sha256_bytes(
+        canonical({"schema": SCHEMA, "stage": stage, "config": config, "inputs": inputs, "versions": used})
+    )
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -103,7 +105,7 @@ def _alive(pid: int) -> bool:
 def _recover(target: Path) -> None:
     """Remove what killed runs left beside `target`, and put back a folder that was being replaced when one died."""
     for left in target.parent.glob(f".{target.name}.*-*-*"):
-        kind, _, rest = left.name[len(target.name) + 2:].partition("-")
+        kind, _, rest = left.name[len(target.name) + 2 :].partition("-")
         pid = rest.partition("-")[0]
         if kind not in ("tmp", "old") or not pid.isdigit() or (int(pid) != os.getpid() and _alive(int(pid))):
             continue
@@ -169,11 +171,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{folder} is not an output of deploy: it has no {MANIFEST}; give a folder that a deploy command wrote") from None
+        raise UserError(
+            f"{folder} is not an output of deploy: it has no {MANIFEST}; give a folder that a deploy command wrote"
+        ) from None
     except (ValueError, UnicodeDecodeError):
         raise UserError(f"{path} is damaged (not JSON); run the command that wrote {folder} again") from None
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA or not isinstance(manifest.get("files"), dict):
-        raise UserError(f"{path} has not the schema {SCHEMA} of this version; run the command that wrote {folder} again")
+    if (
+        not isinstance(manifest, dict)
+        or manifest.get("schema") != SCHEMA
+        or not isinstance(manifest.get("files"), dict)
+    ):
+        raise UserError(
+            f"{path} has not the schema {SCHEMA} of this version; run the command that wrote {folder} again"
+        )
     return manifest
 
 
@@ -192,7 +202,11 @@ def find(folder: Path) -> list[Path]:
     """Every artifact folder at or below `folder`, outermost first."""
     if not folder.is_dir():
         raise UserError(f"{folder} does not exist or is not a folder; give a folder that a deploy command wrote")
-    return [p.parent for p in sorted(folder.rglob(MANIFEST)) if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    return [
+        p.parent
+        for p in sorted(folder.rglob(MANIFEST))
+        if not any(part.startswith(".") for part in p.relative_to(folder).parts)
+    ]
 
 
 def reusable(folder: Path, key: str) -> dict[str, Any] | None:
@@ -206,12 +220,35 @@ def reusable(folder: Path, key: str) -> dict[str, Any] | None:
     return manifest if manifest.get("key") == key and not damaged(folder, manifest) else None
 
 
-def write_manifest(folder: Path, *, stage: str, key: str, config: dict[str, Any], inputs: dict[str, dict[str, str]],
-                   used: dict[str, str], seed: int, started: float, summary: dict[str, Any]) -> dict[str, Any]:
+def write_manifest(
+    folder: Path,
+    *,
+    stage: str,
+    key: str,
+    config: dict[str, Any],
+    inputs: dict[str, dict[str, str]],
+    used: dict[str, str],
+    seed: int,
+    started: float,
+    summary: dict[str, Any],
+) -> dict[str, Any]:
     """Hash every file in `folder` and write its manifest."""
-    files = {p.relative_to(folder).as_posix(): {"sha256": sha256_file(p), "bytes": p.stat().st_size}
-             for p in sorted(folder.rglob("*")) if p.is_file()}
-    manifest = {"schema": SCHEMA, "stage": stage, "key": key, "config": config, "inputs": inputs, "versions": used,
-                "seed": seed, "wall_seconds": round(time.time() - started, 3), "files": files, "summary": summary}
+    files = {
+        p.relative_to(folder).as_posix(): {"sha256": sha256_file(p), "bytes": p.stat().st_size}
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+    manifest = {
+        "schema": SCHEMA,
+        "stage": stage,
+        "key": key,
+        "config": config,
+        "inputs": inputs,
+        "versions": used,
+        "seed": seed,
+        "wall_seconds": round(time.time() - started, 3),
+        "files": files,
+        "summary": summary,
+    }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return manifest

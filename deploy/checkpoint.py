@@ -63,7 +63,11 @@ def kind_of(path: Path) -> str:
         except zipfile.BadZipFile:
             raise UserError(f"model file {path} is a truncated zip archive; copy it again") from None
         leaves = {n.partition("/")[2] for n in names}
-        if "archive_format" in leaves or any(n.startswith("models/") for n in leaves) or "serialized_exported_program.json" in names:
+        if (
+            "archive_format" in leaves
+            or any(n.startswith("models/") for n in leaves)
+            or "serialized_exported_program.json" in names
+        ):
             return "pt2"
         if any(n.startswith("code/") for n in leaves) and "constants.pkl" in leaves:
             return "torchscript"
@@ -84,7 +88,8 @@ def _pickled_names(path: Path) -> list[str]:
                 data = bundle.read(name)
         else:
             data = path.read_bytes()
-        found, strings = [], []
+        found: list[str] = []
+        strings: list[str] = []
         for code, value, _ in pickletools.genops(data):
             if code.name == "GLOBAL":
                 found.append(str(value).replace(" ", "."))
@@ -100,38 +105,57 @@ def _pickled_names(path: Path) -> list[str]:
 
 def _read_torch(path: Path, trust: bool) -> Any:
     import torch
+
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         names = _pickled_names(path)
         if not names:
-            raise UserError(f"model file {path} is damaged or no PyTorch checkpoint: {str(error).splitlines()[0][:120]}; save it again") from None
+            raise UserError(
+                f"model file {path} is damaged or no PyTorch checkpoint: {str(error).splitlines()[0][:120]}; save it again"
+            ) from None
         if trust:
             return _read_trusted(path)
         raise UserError(
             f"model file {path} is a pickle that would run code when loaded ({', '.join(names[:3])}); save the weights instead, "
             "torch.save({'arch': 'timm:NAME', 'state_dict': model.state_dict()}, 'model.pt'), or pass --trust-pickle if you made the file"
         ) from None
-    except (EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile, UnicodeDecodeError, struct.error) as error:
-        raise UserError(f"model file {path} is truncated or damaged: {str(error).splitlines()[0][:120] if str(error) else type(error).__name__}; copy it again") from None
+    except (
+        EOFError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        zipfile.BadZipFile,
+        UnicodeDecodeError,
+        struct.error,
+    ) as error:
+        raise UserError(
+            f"model file {path} is truncated or damaged: {str(error).splitlines()[0][:120] if str(error) else type(error).__name__}; copy it again"
+        ) from None
 
 
 def _read_trusted(path: Path) -> Any:
     import torch
+
     try:
         return torch.load(path, map_location="cpu", weights_only=False)  # the user asked for it by flag
     except (ImportError, AttributeError) as error:
-        raise UserError(f"model file {path} needs code that is not importable here ({error}); put its folder on PYTHONPATH") from None
+        raise UserError(
+            f"model file {path} needs code that is not importable here ({error}); put its folder on PYTHONPATH"
+        ) from None
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="pt", device="cpu") as stream:
             return {k: stream.get_tensor(k) for k in stream.keys()}, dict(stream.metadata() or {})  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"model file {path} is no valid safetensors file: {str(error)[:120]}; copy or save it again") from None
+        raise UserError(
+            f"model file {path} is no valid safetensors file: {str(error)[:120]}; copy or save it again"
+        ) from None
 
 
 def _hub_config(path: Path) -> dict[str, Any]:
@@ -148,6 +172,7 @@ def _hub_config(path: Path) -> dict[str, Any]:
 
 def _state_and_arch(path: Path, trust: bool) -> tuple[Mapping[str, Any] | nn.Module, str | None, dict[str, Any]]:
     import torch
+
     kind = kind_of(path)
     if kind == "safetensors":
         state, meta = _read_safetensors(path)
@@ -162,36 +187,41 @@ def _state_and_arch(path: Path, trust: bool) -> tuple[Mapping[str, Any] | nn.Mod
             args = {k: hub[k] for k in ("num_classes",) if arch and k in hub}
         return state, arch, args
     if kind == "torchscript":
-        raise UserError(f"model file {path} is TorchScript, which carries code; save the weights: torch.save({{'arch': ..., 'state_dict': model.state_dict()}}, 'model.pt')")
+        raise UserError(
+            f"model file {path} is TorchScript, which carries code; save the weights: torch.save({{'arch': ..., 'state_dict': model.state_dict()}}, 'model.pt')"
+        )
     if kind not in ("torch", "pickle"):
-        what = "an ONNX graph; it goes to 'deploy profile'" if kind == "onnx" else "neither safetensors, a PyTorch checkpoint nor a .pt2 program"
+        what = (
+            "an ONNX graph; it goes to 'deploy profile'"
+            if kind == "onnx"
+            else "neither safetensors, a PyTorch checkpoint nor a .pt2 program"
+        )
         raise UserError(f"model file {path} is {what}; give a checkpoint")
     loaded = _read_torch(path, trust)
     if isinstance(loaded, torch.nn.Module):
         return loaded, None, {}
     if not isinstance(loaded, Mapping):
-        raise UserError(f"model file {path} holds a {type(loaded).__name__}; it must hold a state_dict or {{'arch': ..., 'state_dict': ...}}")
+        raise UserError(
+            f"model file {path} holds a {type(loaded).__name__}; it must hold a state_dict or {{'arch': ..., 'state_dict': ...}}"
+        )
     arch, args = loaded.get("arch"), loaded.get("arch_args") or {}
     if arch is not None and not isinstance(arch, str):
         raise UserError(f"model file {path}: its 'arch' is a {type(arch).__name__}, not a name; give --arch")
     if not isinstance(args, Mapping):
         raise UserError(f"model file {path}: its 'arch_args' are no mapping; give --arch and --arch-arg")
-    state: Any = loaded
-    for key in _STATE_KEYS:
-        if isinstance(loaded.get(key), Mapping):
-            state = loaded[key]
-            break
-    return state, arch, dict(args)
+    inner = next((loaded[k] for k in _STATE_KEYS if isinstance(loaded.get(k), Mapping)), loaded)
+    return inner, arch, dict(args)
 
 
 def _clean_state(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
     import torch
+
     tensors = {str(k): v for k, v in state.items() if isinstance(v, torch.Tensor)}
     if not tensors:
         raise UserError(f"model file {path} holds no tensors; it must hold a state_dict")
     for prefix in _PREFIXES:
         if all(k.startswith(prefix) for k in tensors) and not any(k.startswith(prefix) for k in wanted):
-            tensors = {k[len(prefix):]: v for k, v in tensors.items()}
+            tensors = {k[len(prefix) :]: v for k, v in tensors.items()}
     for key, value in wanted.items():
         if key.endswith("num_batches_tracked") and key not in tensors:
             tensors[key] = value
@@ -202,47 +232,64 @@ def _clean_state(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Any]
         raise UserError(f"the weights of {path} do not fit the architecture: {', '.join(parts)}; give the right --arch")
     for key, value in wanted.items():
         if tuple(tensors[key].shape) != tuple(value.shape):
-            raise UserError(f"the weights of {path} do not fit the architecture: {key!r} has shape {tuple(tensors[key].shape)}, the model "
-                            f"wants {tuple(value.shape)}; give the right --arch or --arch-arg num_classes=N")
+            raise UserError(
+                f"the weights of {path} do not fit the architecture: {key!r} has shape {tuple(tensors[key].shape)}, the model "
+                f"wants {tuple(value.shape)}; give the right --arch or --arch-arg num_classes=N"
+            )
         if tensors[key].is_floating_point() and not bool(torch.isfinite(tensors[key]).all()):
-            raise UserError(f"the weights of {path} hold NaN or infinity in {key!r}; the training run diverged: use an earlier checkpoint")
+            raise UserError(
+                f"the weights of {path} hold NaN or infinity in {key!r}; the training run diverged: use an earlier checkpoint"
+            )
         if tensors[key].is_floating_point() != value.is_floating_point():
-            raise UserError(f"the weights of {path} have the type {tensors[key].dtype} in {key!r}; dequantize them to float first")
+            raise UserError(
+                f"the weights of {path} have the type {tensors[key].dtype} in {key!r}; dequantize them to float first"
+            )
     return tensors
 
 
 def instantiate(arch: str, args: Mapping[str, Any], *, from_user: bool) -> nn.Module:
     """Build an architecture. Raises UserError when the factory refuses the arguments."""
     import torch
+
     factory = archs.resolve(arch, from_user=from_user)
     try:
         module = factory.build(**args)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise UserError(f"the factory of {factory.name} refused the arguments {dict(args)}: {str(error).splitlines()[0][:160]}; change --arch-arg") from error
+        raise UserError(
+            f"the factory of {factory.name} refused the arguments {dict(args)}: {str(error).splitlines()[0][:160]}; change --arch-arg"
+        ) from error
     if not isinstance(module, torch.nn.Module):
         raise UserError(f"the factory of {factory.name} returned a {type(module).__name__}, not a torch.nn.Module")
     return module
 
 
-def load(path: Path, *, arch: str = "", arch_args: tuple[str, ...] = (), input_shape: str = "", trust_pickle: bool = False) -> Loaded:
+def load(
+    path: Path, *, arch: str = "", arch_args: tuple[str, ...] = (), input_shape: str = "", trust_pickle: bool = False
+) -> Loaded:
     """Read a model file into an nn.Module in eval mode with its input specs.
 
     `arch` is the user's own word and wins over the file's. Raises UserError, one sentence, for everything that does not fit.
     """
     if kind_of(path) == "pt2":
         from deploy.program import load_program
-        module, specs = load_program(path)
-        return Loaded(module, specs, archs.Preprocess(), None, {}, path, True)
+
+        program, program_inputs = load_program(path)
+        return Loaded(program, program_inputs, archs.Preprocess(), None, {}, path, True)
     state, named, args = _state_and_arch(path, trust_pickle)
     import torch
+
     name = arch or named
     if isinstance(state, torch.nn.Module):
         if not arch:
-            raise UserError(f"model file {path} is a pickled {type(state).__name__}; name its factory so that the result can be rebuilt "
-                            f"without pickle: --arch {type(state).__module__}:{type(state).__qualname__}")
+            raise UserError(
+                f"model file {path} is a pickled {type(state).__name__}; name its factory so that the result can be rebuilt "
+                f"without pickle: --arch {type(state).__module__}:{type(state).__qualname__}"
+            )
         state = state.state_dict()
     if not name:
-        raise UserError(f"model file {path} names no architecture; give --arch timm:NAME, torchvision:NAME or pkg.mod:factory")
+        raise UserError(
+            f"model file {path} names no architecture; give --arch timm:NAME, torchvision:NAME or pkg.mod:factory"
+        )
     factory = archs.resolve(name, from_user=bool(arch))
     args = {**factory.own_args(state), **args, **archs.parse_args(arch_args)}
     module = instantiate(name if arch else factory.name, args, from_user=bool(arch))
@@ -251,7 +298,9 @@ def load(path: Path, *, arch: str = "", arch_args: tuple[str, ...] = (), input_s
     declared, preprocess = archs.describe_inputs(module, factory.name)
     specs = parse_inputs(input_shape) if input_shape else declared
     if specs is None:
-        raise UserError(f"the architecture {factory.name} declares no input shape; give --input-shape, for example 1x3x224x224")
+        raise UserError(
+            f"the architecture {factory.name} declares no input shape; give --input-shape, for example 1x3x224x224"
+        )
     return Loaded(module, specs, preprocess, factory.name, args, path)
 
 
@@ -260,19 +309,23 @@ def check_forward(loaded: Loaded, seed: int = 0) -> list[Any]:
     import torch
 
     from deploy.inputs import examples
+
     values = [torch.from_numpy(x) for x in examples(loaded.inputs, seed)]
     try:
         with torch.no_grad():
             out = loaded.module(*values)
     except (RuntimeError, TypeError, ValueError, IndexError, AssertionError) as error:
         shapes = ", ".join("x".join(map(str, s.shape)) for s in loaded.inputs)
-        raise UserError(f"the model does not take an input of shape {shapes}: {str(error).splitlines()[0][:160]}; give --input-shape") from error
+        raise UserError(
+            f"the model does not take an input of shape {shapes}: {str(error).splitlines()[0][:160]}; give --input-shape"
+        ) from error
     return flatten(out)
 
 
 def flatten(out: Any) -> list[Any]:
     """The tensors in a model's output, in order (tuples, lists, mappings and dataclass-like outputs)."""
     import torch
+
     if isinstance(out, torch.Tensor):
         return [out]
     if isinstance(out, Mapping):

@@ -11,14 +11,27 @@ import os
 import shlex
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
 from deploy import __version__, config, errors
 from deploy.stage import Command, Outcome, Stage, discover
 
-_FILE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR,
-                errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT, errno.EEXIST, errno.ELOOP}
+_FILE_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.EEXIST,
+    errno.ELOOP,
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -27,8 +40,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser(verbs: dict[str, Stage | Command]) -> argparse.ArgumentParser:
-    parser = _Parser(prog="deploy", description="From a trained PyTorch model to a bitstream or a fast runtime.",
-                     epilog="exit codes: 0 done, 2 your input, 3 an external tool failed, 4 a result missed its bound, 70 a bug")
+    parser = _Parser(
+        prog="deploy",
+        description="From a trained PyTorch model to a bitstream or a fast runtime.",
+        epilog="exit codes: 0 done, 2 your input, 3 an external tool failed, 4 a result missed its bound, 70 a bug",
+    )
     parser.add_argument("--version", action="version", version=f"deploy {__version__}")
     sub = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
     for name, verb in verbs.items():
@@ -44,6 +60,13 @@ def _parser(verbs: dict[str, Stage | Command]) -> argparse.ArgumentParser:
     return parser
 
 
+def _hush() -> None:
+    """Keep the chatter of libraries (deprecations, missing CUDA) away from users; errors stay."""
+    warnings.simplefilter("ignore")
+    for library in ("torch.utils.cpp_extension", "torch.onnx", "torch.export"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+
+
 def _show(outcome: Outcome, as_json: bool) -> int:
     if as_json:
         sys.stdout.write(json.dumps({**outcome.data, "next": outcome.next, "exit": outcome.code}, indent=1) + "\n")
@@ -57,6 +80,7 @@ def _show(outcome: Outcome, as_json: bool) -> int:
 
 def _run_stage(stage: Stage, settings: Any, dry_run: bool) -> Outcome:
     from deploy.runner import execute
+
     if dry_run:
         steps = stage.plan(settings)
         for name, path in stage.inputs(settings).items():
@@ -67,8 +91,11 @@ def _run_stage(stage: Stage, settings: Any, dry_run: bool) -> Outcome:
     outcome = stage.describe(done.manifest["summary"], done.folder)
     size = sum(row["bytes"] for row in done.manifest["files"].values())
     verb = "reused" if done.reused else "wrote"
-    lines = (*outcome.lines, f"{verb} {_relative(done.folder)} ({size / 1e6:.2f} MB in {len(done.manifest['files'])} files, "
-                             f"{done.manifest['wall_seconds']:.1f} s)")
+    lines = (
+        *outcome.lines,
+        f"{verb} {_relative(done.folder)} ({size / 1e6:.2f} MB in {len(done.manifest['files'])} files, "
+        f"{done.manifest['wall_seconds']:.1f} s)",
+    )
     data = {"output": str(done.folder), "reused": done.reused, "summary": done.manifest["summary"], **outcome.data}
     return Outcome(lines, data, outcome.next, outcome.code)
 
@@ -84,7 +111,10 @@ def _dispatch(argv: list[str]) -> int:
     verbs = discover()
     if argv and not argv[0].startswith("-") and argv[0] not in verbs:
         near = difflib.get_close_matches(argv[0], verbs, 1)
-        raise errors.UserError(f"unknown verb {argv[0]!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(verbs)}"))
+        raise errors.UserError(
+            f"unknown verb {argv[0]!r}"
+            + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(verbs)}")
+        )
     parser = _parser(verbs)
     given = vars(parser.parse_args(argv))
     name = given.pop("verb")
@@ -94,10 +124,12 @@ def _dispatch(argv: list[str]) -> int:
     file, save, as_json = given.pop("config"), given.pop("save_config"), given.pop("json")
     quiet, dry_run = given.pop("quiet"), given.pop("dry_run", False)
     from deploy import progress
+
     progress.use("silent" if quiet else "bar" if sys.stderr.isatty() else "lines")
     logging.basicConfig(stream=sys.stderr, level=logging.ERROR if quiet else logging.WARNING, format="%(message)s")
     for package in ("deploy", "boards", "compress", "export", "hw"):
         logging.getLogger(package).setLevel(logging.ERROR if quiet else logging.INFO)
+    _hush()
     verb = verbs[name]
     values = {**(config.read_file(Path(file)) if file else {}), **given}
     settings = config.build(verb.config, values, f"config file {file}")
@@ -105,6 +137,7 @@ def _dispatch(argv: list[str]) -> int:
         import yaml
 
         from deploy.artifact import write_file
+
         write_file(Path(save), yaml.safe_dump(config.as_dict(settings), sort_keys=False).encode())
     outcome = _run_stage(verb, settings, dry_run) if isinstance(verb, Stage) else verb.run(settings)
     return _show(outcome, as_json)
@@ -132,7 +165,9 @@ def main(argv: list[str] | None = None) -> int:
         return errors.OK
     except OSError as error:
         if error.errno in _FILE_ERRORS:
-            sys.stderr.write(f"deploy: {error.filename or 'a file'}: {error.strerror}; free the space or give another path\n")
+            sys.stderr.write(
+                f"deploy: {error.filename or 'a file'}: {error.strerror}; free the space or give another path\n"
+            )
             return errors.USER
         return _bug(argv)
     except Exception:
@@ -141,7 +176,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _bug(argv: list[str]) -> int:
     traceback.print_exc()
-    sys.stderr.write(f"deploy: this is a bug; please report it with the lines above and the command: deploy {shlex.join(argv)}\n")
+    sys.stderr.write(
+        f"deploy: this is a bug; please report it with the lines above and the command: deploy {shlex.join(argv)}\n"
+    )
     return errors.BUG
 
 

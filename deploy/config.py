@@ -21,11 +21,21 @@ def argument(help: str, default: Any = dataclasses.MISSING, many: bool = False) 
     return dataclasses.field(default=default, metadata={"help": help, "positional": True, "many": many})
 
 
-def option(default: Any, help: str, *, short: str = "", choices: tuple[str, ...] = (), identity: bool = True,
-           low: float | None = None, high: float | None = None) -> Any:
+def option(
+    default: Any,
+    help: str,
+    *,
+    short: str = "",
+    choices: tuple[str, ...] = (),
+    identity: bool = True,
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
     """A flag. `identity=False` keeps the field out of the hash that decides whether a result can be reused."""
-    return dataclasses.field(default=default, metadata={
-        "help": help, "short": short, "choices": choices, "identity": identity, "low": low, "high": high})
+    return dataclasses.field(
+        default=default,
+        metadata={"help": help, "short": short, "choices": choices, "identity": identity, "low": low, "high": high},
+    )
 
 
 def hints(config: type) -> dict[str, Any]:
@@ -57,8 +67,13 @@ def add_flags(parser: argparse.ArgumentParser, config: type) -> None:
         if kind is bool:
             parser.add_argument(*names, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         elif typing.get_origin(kind) is tuple:
-            parser.add_argument(*names, action="append", default=argparse.SUPPRESS, help=text + " (repeatable)",
-                                metavar=field.name.upper())
+            parser.add_argument(
+                *names,
+                action="append",
+                default=argparse.SUPPRESS,
+                help=text + " (repeatable)",
+                metavar=field.name.upper(),
+            )
         else:
             shown = "{" + ",".join(meta["choices"]) + "}" if meta.get("choices") else field.name.upper()
             parser.add_argument(*names, default=argparse.SUPPRESS, help=text, metavar=shown)
@@ -75,7 +90,9 @@ def read_file(path: Path) -> dict[str, Any]:
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
-        raise UserError(f"config file {path} holds a {type(loaded).__name__}; it must be a mapping of flag names to values")
+        raise UserError(
+            f"config file {path} holds a {type(loaded).__name__}; it must be a mapping of flag names to values"
+        )
     return {str(key).replace("-", "_"): value for key, value in loaded.items()}
 
 
@@ -100,15 +117,19 @@ def _convert(name: str, value: Any, kind: Any, meta: Mapping[str, Any]) -> Any:
         else:
             converted = str(value)
     except (TypeError, ValueError):
-        raise UserError(f"{flag} takes {'a' if kind is not int else 'a whole'} "
-                        f"{'number' if kind in (int, float) else kind.__name__}, not {value!r}") from None
+        raise UserError(
+            f"{flag} takes {'a' if kind is not int else 'a whole'} "
+            f"{'number' if kind in (int, float) else kind.__name__}, not {value!r}"
+        ) from None
     if meta.get("choices") and converted not in meta["choices"]:
         near = difflib.get_close_matches(str(converted), meta["choices"], 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UserError(f"{flag} takes one of {', '.join(meta['choices'])}, not {value!r}{hint}")
     low, high = meta.get("low"), meta.get("high")
     if kind in (int, float) and not ((low is None or converted >= low) and (high is None or converted <= high)):
-        raise UserError(f"{flag} takes {low if low is not None else ''}..{high if high is not None else ''}, not {value!r}")
+        raise UserError(
+            f"{flag} takes {low if low is not None else ''}..{high if high is not None else ''}, not {value!r}"
+        )
     return converted
 
 
@@ -119,12 +140,16 @@ def build(config: type, values: dict[str, Any], where: str = "the config file") 
     for key in values:
         if key not in fields:
             near = difflib.get_close_matches(key, fields, 1)
-            raise UserError(f"{where} has the unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else
-                            f"; known are {', '.join(sorted(fields))}"))
+            raise UserError(
+                f"{where} has the unknown key {key!r}"
+                + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(fields))}")
+            )
     converted = {k: _convert(k, v, types_of[k], fields[k].metadata) for k, v in values.items()}
     for name, field in fields.items():
         if field.default is dataclasses.MISSING and name not in converted:
-            raise UserError(f"{name.upper()} is missing: {field.metadata.get('help', '')}; give it on the command line or in --config")
+            raise UserError(
+                f"{name.upper()} is missing: {field.metadata.get('help', '')}; give it on the command line or in --config"
+            )
     return config(**converted)
 
 
@@ -146,8 +171,11 @@ def merge(name: str, parts: list[type], skip: frozenset[str]) -> type:
         kinds = typing.get_type_hints(part)
         for field in dataclasses.fields(part):
             if field.name not in skip and field.name not in fields:
-                fields[field.name] = (field.name, kinds[field.name],
-                                      dataclasses.field(default=field.default, metadata=field.metadata))
+                fields[field.name] = (
+                    field.name,
+                    kinds[field.name],
+                    dataclasses.field(default=field.default, metadata=field.metadata),
+                )
     return dataclasses.make_dataclass(name, list(fields.values()), frozen=True, kw_only=True)
 
 

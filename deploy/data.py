@@ -42,8 +42,17 @@ def paths_of(source: str) -> dict[str, Path]:
     return {} if not source or source == "random" or is_function(source) else {"data": Path(source)}
 
 
-def load(source: str, specs: Sequence[InputSpec], preprocess: Preprocess, *, limit: int, batch: int = 32, labels: bool = False,
-         flag: str = "--calib", seed: int = 0) -> list[Batch]:
+def load(
+    source: str,
+    specs: Sequence[InputSpec],
+    preprocess: Preprocess,
+    *,
+    limit: int,
+    batch: int = 32,
+    labels: bool = False,
+    flag: str = "--calib",
+    seed: int = 0,
+) -> list[Batch]:
     """Read at most `limit` samples of `source` as batches that fit `specs`.
 
     uint8 images are divided by 255 and normalised by `preprocess`; floats are taken as they are. With `labels` they must be
@@ -80,8 +89,10 @@ def _check(item: Batch, specs: Sequence[InputSpec], source: str, flag: str, labe
         raise UserError(f"{flag} {source} gives {len(item.inputs)} inputs, the model takes {len(specs)}")
     for value, spec in zip(item.inputs, specs, strict=True):
         if tuple(value.shape[1:]) != tuple(spec.shape[1:]):
-            raise UserError(f"{flag} {source} has samples of shape {'x'.join(map(str, value.shape[1:]))}, the model takes "
-                            f"{'x'.join(map(str, spec.shape[1:]))}; reshape them or give --input-shape")
+            raise UserError(
+                f"{flag} {source} has samples of shape {'x'.join(map(str, value.shape[1:]))}, the model takes "
+                f"{'x'.join(map(str, spec.shape[1:]))}; reshape them or give --input-shape"
+            )
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise UserError(f"{flag} {source} holds NaN or infinity; clean it")
     if labels and item.labels is None:
@@ -93,7 +104,12 @@ def _fit(value: np.ndarray, spec: InputSpec, preprocess: Preprocess) -> np.ndarr
     want = tuple(spec.shape[1:])
     if value.ndim == len(want) and len(want) == 3 and want[0] == 1:
         value = value[:, None]
-    if len(want) == 3 and value.ndim == 4 and tuple(value.shape[1:]) != want and (value.shape[3], *value.shape[1:3]) == want:
+    if (
+        len(want) == 3
+        and value.ndim == 4
+        and tuple(value.shape[1:]) != want
+        and (value.shape[3], *value.shape[1:3]) == want
+    ):
         value = value.transpose(0, 3, 1, 2)
     if spec.dtype != "float32":
         return value.astype(spec.dtype)
@@ -101,18 +117,24 @@ def _fit(value: np.ndarray, spec: InputSpec, preprocess: Preprocess) -> np.ndarr
         value = value.astype(np.float32) / 255
         if preprocess.mean and value.ndim == 4 and value.shape[1] == len(preprocess.mean):
             shape = (1, -1, 1, 1)
-            value = (value - np.float32(preprocess.mean).reshape(shape)) / np.float32(preprocess.std).reshape(shape)
+            value = (value - np.array(preprocess.mean, np.float32).reshape(shape)) / np.array(
+                preprocess.std, np.float32
+            ).reshape(shape)
     return np.ascontiguousarray(value, np.float32)
 
 
-def _from_arrays(path: Path, specs: Sequence[InputSpec], preprocess: Preprocess, limit: int, batch: int, flag: str) -> Iterator[Batch]:
+def _from_arrays(
+    path: Path, specs: Sequence[InputSpec], preprocess: Preprocess, limit: int, batch: int, flag: str
+) -> Iterator[Batch]:
     try:
         loaded = np.load(path, allow_pickle=False)
         arrays = {"x": loaded} if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
     except FileNotFoundError:
         raise UserError(f"{flag} {path} does not exist; check the path") from None
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{flag} {path} cannot be read as a NumPy file: {str(error).splitlines()[0][:100] if str(error) else 'damaged'}; save it again with np.savez") from None
+        raise UserError(
+            f"{flag} {path} cannot be read as a NumPy file: {str(error).splitlines()[0][:100] if str(error) else 'damaged'}; save it again with np.savez"
+        ) from None
     labels = next((arrays.pop(k) for k in _LABELS if k in arrays), None)
     if len(specs) > 1:
         missing = [s.name for s in specs if s.name not in arrays]
@@ -120,12 +142,16 @@ def _from_arrays(path: Path, specs: Sequence[InputSpec], preprocess: Preprocess,
             raise UserError(f"{flag} {path} lacks the arrays {', '.join(missing)}; it must hold one per model input")
         chosen = [arrays[s.name] for s in specs]
     else:
-        key = next((k for k in (specs[0].name, *_FIRST) if k in arrays), None) or (next(iter(arrays)) if len(arrays) == 1 else None)
+        key = next((k for k in (specs[0].name, *_FIRST) if k in arrays), None) or (
+            next(iter(arrays)) if len(arrays) == 1 else None
+        )
         if key is None:
             raise UserError(f"{flag} {path} holds the arrays {', '.join(arrays) or 'none'}; name the samples 'x'")
         chosen = [arrays[key]]
     if any(a.dtype.kind not in "fiub" or a.ndim < 1 for a in chosen):
-        raise UserError(f"{flag} {path} holds {chosen[0].dtype} values; they must be numbers with a leading sample axis")
+        raise UserError(
+            f"{flag} {path} holds {chosen[0].dtype} values; they must be numbers with a leading sample axis"
+        )
     count = min(limit, *(len(a) for a in chosen))
     if labels is not None and len(labels) < count:
         raise UserError(f"{flag} {path} has {len(labels)} labels for {len(chosen[0])} samples; give one per sample")
@@ -135,14 +161,25 @@ def _from_arrays(path: Path, specs: Sequence[InputSpec], preprocess: Preprocess,
         yield Batch(values, None if labels is None else np.asarray(labels[at:stop]).astype(np.int64).reshape(-1))
 
 
-def _from_folder(path: Path, specs: Sequence[InputSpec], preprocess: Preprocess, limit: int, batch: int, labels: bool, flag: str,
-                 seed: int) -> Iterator[Batch]:
+def _from_folder(
+    path: Path,
+    specs: Sequence[InputSpec],
+    preprocess: Preprocess,
+    limit: int,
+    batch: int,
+    labels: bool,
+    flag: str,
+    seed: int,
+) -> Iterator[Batch]:
     from PIL import Image, UnidentifiedImageError
+
     files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise UserError(f"{flag} {path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); give a folder of images")
     if len(specs) != 1 or len(specs[0].shape) != 4:
-        raise UserError(f"{flag} {path} is an image folder, but the model does not take one image; give an .npz with one array per input")
+        raise UserError(
+            f"{flag} {path} is an image folder, but the model does not take one image; give an .npz with one array per input"
+        )
     classes = sorted({p.relative_to(path).parts[0] for p in files if len(p.relative_to(path).parts) > 1})
     if len(files) > limit:
         pick = np.random.default_rng(seed).permutation(len(files))[:limit]
@@ -150,22 +187,33 @@ def _from_folder(path: Path, specs: Sequence[InputSpec], preprocess: Preprocess,
     _, channels, height, width = specs[0].shape
     for at in range(0, len(files), batch):
         rows = []
-        for file in files[at:at + batch]:
+        for file in files[at : at + batch]:
             try:
                 with Image.open(file) as opened:
-                    rows.append(_crop(opened.convert("L" if channels == 1 else "RGB"), height, width, preprocess.resize))
+                    rows.append(
+                        _crop(opened.convert("L" if channels == 1 else "RGB"), height, width, preprocess.resize)
+                    )
             except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-                raise UserError(f"{flag}: the image {file} cannot be read ({str(error)[:80]}); remove or replace it") from None
-        found = [classes.index(f.relative_to(path).parts[0]) for f in files[at:at + batch]] if labels and classes else None
+                raise UserError(
+                    f"{flag}: the image {file} cannot be read ({str(error)[:80]}); remove or replace it"
+                ) from None
+        found = (
+            [classes.index(f.relative_to(path).parts[0]) for f in files[at : at + batch]]
+            if labels and classes
+            else None
+        )
         yield Batch((_fit(np.stack(rows), specs[0], preprocess),), None if found is None else np.array(found, np.int64))
 
 
 def _crop(image: Any, height: int, width: int, resize: int) -> np.ndarray:
     """Short side to `resize`, centre crop to height x width; [H, W, C] uint8."""
     from PIL import Image
+
     short = max(resize, height, width) if resize else max(height, width)
     scale = short / min(image.size)
-    image = image.resize((max(width, round(image.width * scale)), max(height, round(image.height * scale))), Image.Resampling.BICUBIC)
+    image = image.resize(
+        (max(width, round(image.width * scale)), max(height, round(image.height * scale))), Image.Resampling.BICUBIC
+    )
     left, top = (image.width - width) // 2, (image.height - height) // 2
     pixels = np.asarray(image.crop((left, top, left + width, top + height)))
     return pixels[..., None] if pixels.ndim == 2 else pixels
@@ -176,7 +224,9 @@ def _from_function(source: str, specs: Sequence[InputSpec], limit: int, flag: st
     try:
         function = getattr(importlib.import_module(module_name), attribute)
     except ImportError as error:
-        raise UserError(f"{flag} {source}: cannot import {module_name!r} ({error}); put its folder on PYTHONPATH") from error
+        raise UserError(
+            f"{flag} {source}: cannot import {module_name!r} ({error}); put its folder on PYTHONPATH"
+        ) from error
     except AttributeError:
         raise UserError(f"{flag} {source}: module {module_name!r} has no {attribute!r}") from None
     left = limit
@@ -184,9 +234,11 @@ def _from_function(source: str, specs: Sequence[InputSpec], limit: int, flag: st
         row = list(item) if isinstance(item, (list, tuple)) else [item]
         arrays = [np.asarray(v) for v in row]
         if len(arrays) not in (len(specs), len(specs) + 1):
-            raise UserError(f"{flag} {source} yields {len(arrays)} arrays per batch, the model takes {len(specs)} inputs (labels last)")
+            raise UserError(
+                f"{flag} {source} yields {len(arrays)} arrays per batch, the model takes {len(specs)} inputs (labels last)"
+            )
         extra = arrays[len(specs)][:left].astype(np.int64) if len(arrays) > len(specs) else None
-        yield Batch(tuple(a[:left].astype(s.dtype) for a, s in zip(arrays[:len(specs)], specs, strict=True)), extra)
+        yield Batch(tuple(a[:left].astype(s.dtype) for a, s in zip(arrays[: len(specs)], specs, strict=True)), extra)
         left -= len(arrays[0])
         if left <= 0:
             return

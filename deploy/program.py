@@ -24,7 +24,8 @@ from deploy.inputs import InputSpec
 _ALLOWED = re.compile(
     r"[^/]+/(archive_format|archive_version|byteorder|version|\.data/(serialization_id|version)|\.format_version|"
     r"models/[^/]+\.json|extra/[^/]+|data/weights/(weight_\d+|[^/]+_config\.json)|data/constants/(tensor_\d+|[^/]+_config\.json)|"
-    r"data/sample_inputs/[^/]+\.pt)")
+    r"data/sample_inputs/[^/]+\.pt)"
+)
 _DTYPES = {torch.float32: "float32", torch.int64: "int64", torch.int32: "int32", torch.bool: "bool"}
 _ATEN = torch.ops.aten
 
@@ -37,10 +38,14 @@ def _without_pickles(path: Path) -> io.BytesIO:
             for info in source.infolist():
                 name = info.filename
                 if not _ALLOWED.fullmatch(name) or ".." in name:
-                    raise UserError(f"program {path} holds {name!r}, which may carry code; export it again with torch.export.save of torch 2.12")
+                    raise UserError(
+                        f"program {path} holds {name!r}, which may carry code; export it again with torch.export.save of torch 2.12"
+                    )
                 content = b"" if "/data/sample_inputs/" in name else source.read(info)
                 if name.endswith("_config.json") and _uses_pickle(json.loads(content)):
-                    raise UserError(f"program {path} stores pickled tensors ({name}); export it again from plain tensors")
+                    raise UserError(
+                        f"program {path} stores pickled tensors ({name}); export it again from plain tensors"
+                    )
                 target.writestr(name, content)
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
         raise UserError(f"program {path} is damaged ({str(error)[:80]}); export it again") from None
@@ -61,16 +66,33 @@ def load_program(path: Path) -> tuple[fx.GraphModule, tuple[InputSpec, ...]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.load(clean)
-    except (RuntimeError, ValueError, KeyError, AttributeError, TypeError, AssertionError, EOFError, IndexError) as error:
-        raise UserError(f"program {path} cannot be read by torch {torch.__version__}: {str(error).splitlines()[0][:120] if str(error) else type(error).__name__}; export it again") from None
+    except (
+        RuntimeError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        AssertionError,
+        EOFError,
+        IndexError,
+    ) as error:
+        raise UserError(
+            f"program {path} cannot be read by torch {torch.__version__}: {str(error).splitlines()[0][:120] if str(error) else type(error).__name__}; export it again"
+        ) from None
     names = list(program.graph_signature.user_inputs)
     specs = []
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in names:
             value = node.meta["val"]
             if not isinstance(value, torch.Tensor) or value.dtype not in _DTYPES:
-                raise UserError(f"program {path} has the input {node.name!r} that is no float32, int or bool tensor; export the model with tensor inputs")
-            specs.append(InputSpec(node.name, tuple(int(n) if isinstance(n, int) else 1 for n in value.shape), _DTYPES[value.dtype]))
+                raise UserError(
+                    f"program {path} has the input {node.name!r} that is no float32, int or bool tensor; export the model with tensor inputs"
+                )
+            specs.append(
+                InputSpec(
+                    node.name, tuple(int(n) if isinstance(n, int) else 1 for n in value.shape), _DTYPES[value.dtype]
+                )
+            )
     module = program.module()
     return raise_layers(module), tuple(specs)
 
@@ -99,30 +121,76 @@ def _conv(node: fx.Node, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.
     padding = _arg(node, 4, 0)
     kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[n - 1]
     pad = padding if isinstance(padding, str) else _one(padding, n)
-    return kind(weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]), stride, pad, dilation, groups, bias is not None)  # type: ignore[arg-type]
+    return kind(
+        weight.shape[1] * groups,
+        weight.shape[0],
+        tuple(weight.shape[2:]),
+        stride,
+        pad,
+        dilation,
+        groups,
+        bias is not None,
+    )  # type: ignore[arg-type]
 
 
 def _deconv(node: fx.Node, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Module | None:
     n = weight.ndim - 2
     groups = int(_arg(node, 6, 1))
     kind = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[n - 1]
-    return kind(weight.shape[0], weight.shape[1] * groups, tuple(weight.shape[2:]), _one(_arg(node, 3, 1), n), _one(_arg(node, 4, 0), n),  # type: ignore[arg-type]
-                _one(_arg(node, 5, 0), n), groups, bias is not None, _one(_arg(node, 7, 1), n))  # type: ignore[arg-type]
+    return kind(
+        weight.shape[0],
+        weight.shape[1] * groups,
+        tuple(weight.shape[2:]),
+        _one(_arg(node, 3, 1), n),
+        _one(_arg(node, 4, 0), n),  # type: ignore[arg-type]
+        _one(_arg(node, 5, 0), n),
+        groups,
+        bias is not None,
+        _one(_arg(node, 7, 1), n),
+    )  # type: ignore[arg-type]
 
 
 def _linear(node: fx.Node, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Module | None:
     return nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
 
 
-_LAYERS = {_ATEN.conv1d.default: _conv, _ATEN.conv2d.default: _conv, _ATEN.conv3d.default: _conv, _ATEN.conv1d.padding: _conv, _ATEN.conv2d.padding: _conv,
-           _ATEN.conv_transpose1d.default: _deconv, _ATEN.conv_transpose2d.input: _deconv, _ATEN.conv_transpose3d.input: _deconv,
-           _ATEN.linear.default: _linear}
-_SIMPLE = {_ATEN.relu.default: nn.ReLU, _ATEN.relu_.default: nn.ReLU, _ATEN.sigmoid.default: nn.Sigmoid, _ATEN.silu.default: nn.SiLU, _ATEN.silu_.default: nn.SiLU,
-           _ATEN.hardswish.default: nn.Hardswish, _ATEN.hardswish_.default: nn.Hardswish, _ATEN.hardsigmoid.default: nn.Hardsigmoid}
-_FUNCTIONS = {_ATEN.add.Tensor: torch.add, _ATEN.add_.Tensor: torch.add, _ATEN.mul.Tensor: torch.mul, _ATEN.mul_.Tensor: torch.mul, _ATEN.cat.default: torch.cat,
-              _ATEN.flatten.using_ints: torch.flatten, _ATEN.mean.dim: torch.mean, _ATEN.adaptive_avg_pool2d.default: nn.functional.adaptive_avg_pool2d,
-              _ATEN.avg_pool2d.default: nn.functional.avg_pool2d, _ATEN.max_pool2d.default: torch.max_pool2d, _ATEN.reshape.default: torch.reshape,
-              _ATEN.permute.default: torch.permute, _ATEN.transpose.int: torch.transpose, _ATEN.unsqueeze.default: torch.unsqueeze}
+_LAYERS = {
+    _ATEN.conv1d.default: _conv,
+    _ATEN.conv2d.default: _conv,
+    _ATEN.conv3d.default: _conv,
+    _ATEN.conv1d.padding: _conv,
+    _ATEN.conv2d.padding: _conv,
+    _ATEN.conv_transpose1d.default: _deconv,
+    _ATEN.conv_transpose2d.input: _deconv,
+    _ATEN.conv_transpose3d.input: _deconv,
+    _ATEN.linear.default: _linear,
+}
+_SIMPLE = {
+    _ATEN.relu.default: nn.ReLU,
+    _ATEN.relu_.default: nn.ReLU,
+    _ATEN.sigmoid.default: nn.Sigmoid,
+    _ATEN.silu.default: nn.SiLU,
+    _ATEN.silu_.default: nn.SiLU,
+    _ATEN.hardswish.default: nn.Hardswish,
+    _ATEN.hardswish_.default: nn.Hardswish,
+    _ATEN.hardsigmoid.default: nn.Hardsigmoid,
+}
+_FUNCTIONS = {
+    _ATEN.add.Tensor: torch.add,
+    _ATEN.add_.Tensor: torch.add,
+    _ATEN.mul.Tensor: torch.mul,
+    _ATEN.mul_.Tensor: torch.mul,
+    _ATEN.cat.default: torch.cat,
+    _ATEN.flatten.using_ints: torch.flatten,
+    _ATEN.mean.dim: torch.mean,
+    _ATEN.adaptive_avg_pool2d.default: nn.functional.adaptive_avg_pool2d,
+    _ATEN.avg_pool2d.default: nn.functional.avg_pool2d,
+    _ATEN.max_pool2d.default: torch.max_pool2d,
+    _ATEN.reshape.default: torch.reshape,
+    _ATEN.permute.default: torch.permute,
+    _ATEN.transpose.int: torch.transpose,
+    _ATEN.unsqueeze.default: torch.unsqueeze,
+}
 
 
 def _put(gm: fx.GraphModule, node: fx.Node, name: str, module: nn.Module) -> None:

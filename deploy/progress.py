@@ -27,6 +27,7 @@ def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[
     if _mode == "bar":
         from rich.console import Console
         from rich.progress import track as bar
+
         yield from bar(items, label, total, console=Console(stderr=True), transient=True)
         return
     start = said = time.monotonic()

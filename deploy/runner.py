@@ -53,6 +53,15 @@ def execute(stage: Stage, config: Any) -> Finished:
     with artifact.staging(target) as folder:
         summary = stage.run(config, folder)
         recorded = {n: {"path": str(inputs[n]), "sha256": h} for n, h in hashes.items()}
-        manifest = artifact.write_manifest(folder, stage=stage.name, key=key, config=as_dict(config), inputs=recorded,
-                                           used=used, seed=config.seed, started=started, summary=summary)
+        manifest = artifact.write_manifest(
+            folder,
+            stage=stage.name,
+            key=key,
+            config=as_dict(config),
+            inputs=recorded,
+            used=used,
+            seed=config.seed,
+            started=started,
+            summary=summary,
+        )
     return Finished(target, manifest, False)

@@ -84,9 +84,13 @@ def discover() -> dict[str, Stage | Command]:
         try:
             verb = entry.load()
         except (ImportError, AttributeError) as error:
-            raise UserError(f"the verb {entry.name!r} of package {entry.dist.name if entry.dist else '?'} "
-                            f"cannot be loaded ({error}); reinstall or uninstall that package") from error
+            raise UserError(
+                f"the verb {entry.name!r} of package {entry.dist.name if entry.dist else '?'} "
+                f"cannot be loaded ({error}); reinstall or uninstall that package"
+            ) from error
         if not isinstance(verb, (Stage, Command)):
-            raise UserError(f"the entry point {entry.name!r} in {GROUP} is a {type(verb).__name__}, not a Stage; uninstall it")
+            raise UserError(
+                f"the entry point {entry.name!r} in {GROUP} is a {type(verb).__name__}, not a Stage; uninstall it"
+            )
         found.append(verb)
     return {verb.name: verb for verb in sorted(found, key=lambda v: (v.order, v.name))}

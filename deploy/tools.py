@@ -31,7 +31,9 @@ class Tool:
         if path is None:
             return None
         try:
-            done = subprocess.run([path, *self.probe], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+            done = subprocess.run(
+                [path, *self.probe], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         match = re.search(r"\d+(?:\.\d+)+", done.stdout + done.stderr)
@@ -46,12 +48,22 @@ class Tool:
             found = self.version()
             if found is None or found < self.minimum:
                 shown = ".".join(map(str, found)) if found else "of unknown version"
-                raise UserError(f"{self.name} {shown} is older than {'.'.join(map(str, self.minimum))}; {self.get or 'update it'}")
+                raise UserError(
+                    f"{self.name} {shown} is older than {'.'.join(map(str, self.minimum))}; {self.get or 'update it'}"
+                )
         return path
 
 
-def run(tool: Tool, args: list[str], *, cwd: Path, log: Path, outputs: tuple[Path, ...] = (), timeout: float = 3600,
-        env: Mapping[str, str] | None = None) -> float:
+def run(
+    tool: Tool,
+    args: list[str],
+    *,
+    cwd: Path,
+    log: Path,
+    outputs: tuple[Path, ...] = (),
+    timeout: float = 3600,
+    env: Mapping[str, str] | None = None,
+) -> float:
     """Run `tool args` in `cwd`, all output into `log`; returns the seconds it took.
 
     Raises ToolError when it fails, runs over `timeout` seconds, or leaves a declared output missing, empty or old.
@@ -61,10 +73,19 @@ def run(tool: Tool, args: list[str], *, cwd: Path, log: Path, outputs: tuple[Pat
     clock = time.monotonic()
     with log.open("wb") as sink:
         try:
-            code = subprocess.run(argv, cwd=cwd, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT,
-                                  timeout=timeout, env=dict(env) if env is not None else None).returncode
+            code = subprocess.run(
+                argv,
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                timeout=timeout,
+                env=dict(env) if env is not None else None,
+            ).returncode
         except subprocess.TimeoutExpired:
-            raise ToolError(f"{tool.name} ran over {timeout:.0f} s and was stopped; its log is {log}", tail(log)) from None
+            raise ToolError(
+                f"{tool.name} ran over {timeout:.0f} s and was stopped; its log is {log}", tail(log)
+            ) from None
     if code != 0:
         raise ToolError(f"{tool.name} failed with exit code {code}; its log is {log}", tail(log))
     for path in outputs:

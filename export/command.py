@@ -12,42 +12,80 @@ from export.config import ExportConfig
 
 def inputs(config: ExportConfig) -> dict[str, Path]:
     if not config.model:
-        raise UserError("MODEL is missing: give a compressed folder or a checkpoint, for example: deploy export compressed")
+        raise UserError(
+            "MODEL is missing: give a compressed folder or a checkpoint, for example: deploy export compressed"
+        )
     return {"model": Path(config.model)}
 
 
 def plan(config: ExportConfig) -> list[str]:
-    return [f"load {config.model}", "export the float model to float.onnx, the compressed one to model.qonnx.onnx",
-            "lower QONNX to model.onnx (QDQ, opset 21)", f"check parity on {config.parity_samples} fresh inputs", f"write {config.output}"]
+    return [
+        f"load {config.model}",
+        "export the float model to float.onnx, the compressed one to model.qonnx.onnx",
+        "lower QONNX to model.onnx (QDQ, opset 21)",
+        f"check parity on {config.parity_samples} fresh inputs",
+        f"write {config.output}",
+    ]
 
 
 def run(config: ExportConfig, folder: Path) -> dict[str, Any]:
     from export.stage import run_stage
+
     return run_stage(config, folder)
 
 
 def describe(summary: dict[str, Any], folder: Path) -> Outcome:
     rows = summary["parity"]
-    lines = [f"{c['what']}: {c['figure']:.2g} {c['unit']} against {c['against']} ({c['samples']} inputs)" for c in rows["checks"]]
+    lines = [
+        f"{c['what']}: {c['figure']:.2g} {c['unit']} against {c['against']} ({c['samples']} inputs)"
+        for c in rows["checks"]
+    ]
     if rows["integers_compared"]:
-        lines.append(f"integers against the QONNX reference: {rows['integers_differ']} of {rows['integers_compared']} differ, at most by {rows['max_steps']} step(s)")
+        lines.append(
+            f"integers against the QONNX reference, layer by layer: {rows['own_differ']} of {rows['integers_compared']} "
+            f"differ (rounding ties, by {rows['own_max']} step); run through: {rows['carried_differ']}, up to {rows['carried_max']}"
+        )
     lines += [f"{name}: {size / 1e6:.2f} MB" for name, size in summary["bytes"].items()]
     return Outcome(tuple(lines), next=f"deploy profile {folder} -o {folder.parent / 'profile'}")
 
 
 def section(folder: Path, manifest: dict[str, Any]) -> Any:
     from export.section import section as build
+
     return build(folder, manifest)
 
 
 def check(folder: Path, seed: int) -> list[tuple[str, bool, str]]:
     from export.stage import check_folder
+
     return check_folder(folder, seed)
 
 
 STAGE = Stage(
-    name="export", help="write ONNX for runtimes and QONNX for hardware, parity shown", config=ExportConfig, inputs=inputs, plan=plan, run=run,
-    describe=describe, section=section, check=check, order=20,
-    packages=("torch", "torchvision", "timm", "brevitas", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "qonnx", "numpy"),
-    requirements=(Requirement("onnx", "package", "no export", "pip install onnx"),
-                  Requirement("qonnx", "package", "no integer reference", "pip install qonnx")))
+    name="export",
+    help="write ONNX for runtimes and QONNX for hardware, parity shown",
+    config=ExportConfig,
+    inputs=inputs,
+    plan=plan,
+    run=run,
+    describe=describe,
+    section=section,
+    check=check,
+    order=20,
+    packages=(
+        "torch",
+        "torchvision",
+        "timm",
+        "brevitas",
+        "onnx",
+        "onnx-ir",
+        "onnxscript",
+        "onnxruntime",
+        "qonnx",
+        "numpy",
+    ),
+    requirements=(
+        Requirement("onnx", "package", "no export", "pip install onnx"),
+        Requirement("qonnx", "package", "no integer reference", "pip install qonnx"),
+    ),
+)

@@ -12,8 +12,18 @@ from deploy.errors import UserError
 MAX_BYTES = 2 << 30
 MAX_ELEMENTS = 1 << 31
 MAX_NODES = 200_000
-_EVALUATED = {"tensor_layout", "tensor_sparsity", "mem_mode", "vivado_stitch_ifnames", "wrapper_filename", "res_total_synth", "floorplan_json",
-              "rtlsim_so", "sizes_json", "instr_wrapper"}
+_EVALUATED = {
+    "tensor_layout",
+    "tensor_sparsity",
+    "mem_mode",
+    "vivado_stitch_ifnames",
+    "wrapper_filename",
+    "res_total_synth",
+    "floorplan_json",
+    "rtlsim_so",
+    "sizes_json",
+    "instr_wrapper",
+}
 
 
 def load(path: Path, *, check: bool = True) -> onnx.ModelProto:
@@ -22,6 +32,7 @@ def load(path: Path, *, check: bool = True) -> onnx.ModelProto:
     Raises UserError, one sentence, when it is no ONNX, too large, names external data, or fails onnx.checker.
     """
     from google.protobuf.message import DecodeError
+
     if not path.is_file():
         raise UserError(f"ONNX file {path} does not exist; check the path")
     size = path.stat().st_size
@@ -58,11 +69,16 @@ def _graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
 
 def _check_tensors(path: Path, top: onnx.GraphProto) -> None:
     for graph in _graphs(top):
-        tensors = [*graph.initializer, *(s.values for s in graph.sparse_initializer),
-                   *(a.t for n in graph.node for a in n.attribute if a.HasField("t"))]
+        tensors = [
+            *graph.initializer,
+            *(s.values for s in graph.sparse_initializer),
+            *(a.t for n in graph.node for a in n.attribute if a.HasField("t")),
+        ]
         for tensor in tensors:
             if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-                raise UserError(f"{path} keeps the tensor {tensor.name!r} in another file; store it in one file (onnx.save_model without save_as_external_data)")
+                raise UserError(
+                    f"{path} keeps the tensor {tensor.name!r} in another file; store it in one file (onnx.save_model without save_as_external_data)"
+                )
             _check_dims(path, tensor.name, list(tensor.dims))
         for value in (*graph.input, *graph.output, *graph.value_info):
             _check_dims(path, value.name, [d.dim_value for d in value.type.tensor_type.shape.dim])
@@ -129,7 +145,9 @@ def label(model: onnx.ModelProto) -> None:
         taken[base] = taken.get(base, 0) + 1
         node.name = base if module and taken[base] == 1 else f"{base}{taken[base]}"
         if node.op_type == "Quant" and node.input[0] not in init and node.output[0] not in outputs:
-            renamed[node.output[0]] = f"{module or node.output[0]}.q" if taken[base] == 1 else f"{module or node.output[0]}.q{taken[base]}"
+            renamed[node.output[0]] = (
+                f"{module or node.output[0]}.q" if taken[base] == 1 else f"{module or node.output[0]}.q{taken[base]}"
+            )
     for node in model.graph.node:
         for rows in (node.input, node.output):
             for i, name in enumerate(rows):

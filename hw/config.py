@@ -13,7 +13,9 @@ class ProfileConfig:
 
     model: str = argument("export folder, or an ONNX file", "")
     output: str = option("profile", "folder to write", short="-o", identity=False)
-    runtime: str = option("onnxruntime", "runtime to measure; all: every one installed", choices=("onnxruntime", "tvm", "all"))
+    runtime: str = option(
+        "onnxruntime", "runtime to measure; all: every one installed", choices=("onnxruntime", "tvm", "all")
+    )
     threads: int = option(1, "threads of the runtime", low=1)
     samples: int = option(200, "samples per candidate, at least 100", low=1)
     eval: str = option("", "labelled data for the accuracy of every candidate (image folder, .npz, pkg.mod:function)")

@@ -68,7 +68,9 @@ def bootstrap(values: np.ndarray, seed: int = 0, draws: int = 2000) -> tuple[flo
     return float(low), float(high)
 
 
-def measure(candidates: Mapping[str, Callable[[], Any]], baseline: str, samples: int = MIN_SAMPLES, threads: int = 1) -> dict[str, Latency]:
+def measure(
+    candidates: Mapping[str, Callable[[], Any]], baseline: str, samples: int = MIN_SAMPLES, threads: int = 1
+) -> dict[str, Latency]:
     """Time the candidates alternately against `baseline` (one of them).
 
     Raises UserError for fewer than MIN_SAMPLES samples.
@@ -82,7 +84,7 @@ def measure(candidates: Mapping[str, Callable[[], Any]], baseline: str, samples:
     cpu = {n: np.zeros((rounds, INNER)) for n in candidates}
     names = list(candidates)
     for r in track(range(rounds), "measuring"):
-        for name in names[r % len(names):] + names[:r % len(names)]:
+        for name in names[r % len(names) :] + names[: r % len(names)]:
             call = candidates[name]
             for i in range(INNER):
                 c, t = time.thread_time(), time.perf_counter()
@@ -98,8 +100,18 @@ def measure(candidates: Mapping[str, Callable[[], Any]], baseline: str, samples:
         w = wall[name].reshape(-1) * 1e3
         cpu_p50 = float(np.median(cpu[name]) * 1e3)
         p50 = float(np.median(w))
-        found[name] = Latency(w.size, float(w.min()), p50, float(np.percentile(w, 90)), float(np.percentile(w, 99)), cpu_p50,
-                              1.0 if name == baseline else float(np.median(ratios)), low, high, threads == 1 and p50 > BUSY * cpu_p50)
+        found[name] = Latency(
+            w.size,
+            float(w.min()),
+            p50,
+            float(np.percentile(w, 90)),
+            float(np.percentile(w, 99)),
+            cpu_p50,
+            1.0 if name == baseline else float(np.median(ratios)),
+            low,
+            high,
+            threads == 1 and p50 > BUSY * cpu_p50,
+        )
     return found
 
 
@@ -108,8 +120,15 @@ def conditions(threads: int) -> dict[str, Any]:
     cpu = next((x.split(":", 1)[1].strip() for x in _lines("/proc/cpuinfo") if x.startswith("model name")), "unknown")
     flags = next((x.split(":", 1)[1].split() for x in _lines("/proc/cpuinfo") if x.startswith("flags")), [])
     interesting = [f for f in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp") if f in flags]
-    return {"cpu": cpu, "cpu_features": interesting, "cores": os.cpu_count(), "affinity": len(os.sched_getaffinity(0)), "threads": threads,
-            "load_1min": os.getloadavg()[0], "clock": "thread CPU time" if threads == 1 else "wall time"}
+    return {
+        "cpu": cpu,
+        "cpu_features": interesting,
+        "cores": os.cpu_count(),
+        "affinity": len(os.sched_getaffinity(0)),
+        "threads": threads,
+        "load_1min": os.getloadavg()[0],
+        "clock": "thread CPU time" if threads == 1 else "wall time",
+    }
 
 
 def _lines(path: str) -> list[str]:

@@ -47,7 +47,12 @@ class Candidate:
 
 def _specs_of(model: onnx.ModelProto) -> tuple[InputSpec, ...]:
     """Input specs from an ONNX file. Raises UserError where a dimension other than the batch is open or a type is not taken."""
-    kinds = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT64: "int64", onnx.TensorProto.INT32: "int32", onnx.TensorProto.BOOL: "bool"}
+    kinds = {
+        onnx.TensorProto.FLOAT: "float32",
+        onnx.TensorProto.INT64: "int64",
+        onnx.TensorProto.INT32: "int32",
+        onnx.TensorProto.BOOL: "bool",
+    }
     stored = {i.name for i in model.graph.initializer}
     specs = []
     for value in model.graph.input:
@@ -56,10 +61,14 @@ def _specs_of(model: onnx.ModelProto) -> tuple[InputSpec, ...]:
         tensor = value.type.tensor_type
         dims = [d.dim_value for d in tensor.shape.dim]
         if tensor.elem_type not in kinds:
-            raise UserError(f"the ONNX input {value.name!r} has a type that is not float32, int64, int32 or bool; convert the model")
+            raise UserError(
+                f"the ONNX input {value.name!r} has a type that is not float32, int64, int32 or bool; convert the model"
+            )
         if any(d < 1 for d in dims[1:]):
-            raise UserError(f"the ONNX input {value.name!r} has open dimensions; give --input-shape {value.name}=1x3x224x224 with its real shape")
-        specs.append(InputSpec(value.name, tuple([max(1, dims[0]) if dims else 1, *dims[1:]]), kinds[tensor.elem_type]))
+            raise UserError(
+                f"the ONNX input {value.name!r} has open dimensions; give --input-shape {value.name}=1x3x224x224 with its real shape"
+            )
+        specs.append(InputSpec(value.name, (max(1, dims[0]) if dims else 1, *dims[1:]), kinds[tensor.elem_type]))
     return tuple(specs)
 
 
@@ -78,7 +87,9 @@ def _load(config: ProfileConfig) -> tuple[list[Candidate], tuple[InputSpec, ...]
         if (path / RUNTIME).is_file():
             model = onnxfile.load(path / RUNTIME)
             files[_kind(model)] = model
-        candidates = [Candidate(f"{kind} on {runtime}", runtime, model) for runtime in chosen for kind, model in files.items()]
+        candidates = [
+            Candidate(f"{kind} on {runtime}", runtime, model) for runtime in chosen for kind, model in files.items()
+        ]
         return candidates, specs, Preprocess.from_json(record["preprocess"]), record
     if path.suffix != ".onnx":
         raise UserError(f"{path} is neither an export folder nor an .onnx file; run deploy export first")
@@ -93,7 +104,13 @@ def _kind(model: onnx.ModelProto) -> str:
     bits = "int4-stored" if any(i.data_type == onnx.TensorProto.INT4 for i in model.graph.initializer) else "int8"
     if "QuantizeLinear" in ops and "DynamicQuantizeLinear" in ops:
         return f"{bits} static+dynamic"
-    return f"{bits} dynamic" if "DynamicQuantizeLinear" in ops else f"{bits} static" if "QuantizeLinear" in ops else f"{bits} weights"
+    return (
+        f"{bits} dynamic"
+        if "DynamicQuantizeLinear" in ops
+        else f"{bits} static"
+        if "QuantizeLinear" in ops
+        else f"{bits} weights"
+    )
 
 
 def _start(candidates: Sequence[Candidate], values: list[np.ndarray], threads: int, folder: Path) -> None:
@@ -110,13 +127,44 @@ def _start(candidates: Sequence[Candidate], values: list[np.ndarray], threads: i
             item.program, item.error = None, str(error)
 
 
-def _by_layer(rows: Sequence[LayerTime], names: Sequence[str]) -> dict[str, float]:
-    """Times by the node names of the file: a runtime adds suffixes when it fuses."""
+def _aliases(model: onnx.ModelProto) -> dict[str, str]:
+    """Every name under which a runtime may report a heavy node: its own, its output's, and those of a ReLU or Add fused to it."""
+    users: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    found: dict[str, str] = {}
+    for node in model.graph.node:
+        if node.op_type not in work.HEAVY:
+            continue
+        found[node.name] = node.name
+        at = node
+        while True:
+            found.setdefault(at.output[0], node.name)
+            after = users.get(at.output[0], [])
+            if len(after) != 1 or after[0].op_type not in (
+                "Relu",
+                "Clip",
+                "Add",
+                "LeakyRelu",
+                "Sigmoid",
+                "HardSigmoid",
+                "Tanh",
+            ):
+                break
+            at = after[0]
+            found.setdefault(at.name, node.name)
+    return found
+
+
+def _by_layer(rows: Sequence[LayerTime], model: onnx.ModelProto) -> dict[str, float]:
+    """Times by the names of the file's heavy nodes; a runtime renames nodes when it fuses them."""
+    names = _aliases(model)
     found: dict[str, float] = {}
     for row in rows:
         base = row.name.partition("_token")[0].removesuffix("_nchwc").removesuffix("_quant")
         if base in names:
-            found[base] = found.get(base, 0.0) + row.microseconds
+            found[names[base]] = found.get(names[base], 0.0) + row.microseconds
     return found
 
 
@@ -127,8 +175,8 @@ def tuned(item: Candidate, values: list[np.ndarray], threads: int, folder: Path)
     names = ort_kernels.convolutions(model)
     if not names:
         return []
-    direct = _by_layer(runtime.load(model, threads, folder).layers(values, 15), names)
-    product = _by_layer(runtime.load(ort_kernels.matrix(model, names), threads, folder).layers(values, 15), names)
+    direct = _by_layer(runtime.load(model, threads, folder).layers(values, 15), model)
+    product = _by_layer(runtime.load(ort_kernels.matrix(model, names), threads, folder).layers(values, 15), model)
     layers = ort_kernels.choose_layers(names, direct, product)
     if not layers and model is item.model:
         return []
@@ -136,7 +184,9 @@ def tuned(item: Candidate, values: list[np.ndarray], threads: int, folder: Path)
     return [Candidate(kind, item.runtime, ort_kernels.matrix(model, layers))]
 
 
-def _accuracy(candidates: Sequence[Candidate], baseline: Candidate, batches: Sequence[data.Batch], specs: Sequence[InputSpec]) -> None:
+def _accuracy(
+    candidates: Sequence[Candidate], baseline: Candidate, batches: Sequence[data.Batch], specs: Sequence[InputSpec]
+) -> None:
     """Top-1 percent where labelled and agreement with the baseline; signal to noise ratio for every candidate."""
     size = specs[0].shape[0]
     labels = np.concatenate([b.labels for b in batches]) if all(b.labels is not None for b in batches) else None
@@ -146,16 +196,19 @@ def _accuracy(candidates: Sequence[Candidate], baseline: Candidate, batches: Seq
         rows = []
         for batch in track(batches, f"accuracy of {item.name}"):
             for at in range(0, len(batch) - size + 1, size):
-                rows.append(item.program.run([v[at:at + size] for v in batch.inputs])[0])
+                rows.append(item.program.run([v[at : at + size] for v in batch.inputs])[0])
         item.outputs = np.concatenate(rows)
         reference = baseline.outputs
         if reference is None:
             continue
-        item.accuracy = {"samples": float(len(item.outputs)), "sqnr_db": parity.sqnr([item.outputs.astype(np.float32)], [reference.astype(np.float32)])}
+        item.accuracy = {
+            "samples": float(len(item.outputs)),
+            "sqnr_db": parity.sqnr([item.outputs.astype(np.float32)], [reference.astype(np.float32)]),
+        }
         if item.outputs.ndim == 2 and item.outputs.shape[1] > 1:
             item.accuracy["agreement"] = float((data.top1(item.outputs) == data.top1(reference)).mean() * 100)
             if labels is not None:
-                item.accuracy["percent"] = float((data.top1(item.outputs) == labels[:len(item.outputs)]).mean() * 100)
+                item.accuracy["percent"] = float((data.top1(item.outputs) == labels[: len(item.outputs)]).mean() * 100)
 
 
 def _drop(item: Candidate, baseline: Candidate) -> float:
@@ -165,16 +218,34 @@ def _drop(item: Candidate, baseline: Candidate) -> float:
     return 100 - item.accuracy["agreement"] if "agreement" in item.accuracy else 0.0
 
 
-def choose(candidates: Sequence[Candidate], baseline: Candidate, times: dict[str, latency.Latency], max_drop: float, labelled: bool) -> tuple[str, str]:
+def choose(
+    candidates: Sequence[Candidate],
+    baseline: Candidate,
+    times: dict[str, latency.Latency],
+    max_drop: float,
+    labelled: bool,
+) -> tuple[str, str]:
     """The fastest candidate that is shown to be faster and within the bound; the baseline when there is none; and why."""
-    fit = [c for c in candidates if c.program is not None and c is not baseline and (not labelled or _drop(c, baseline) <= max_drop)]
+    fit = [
+        c
+        for c in candidates
+        if c.program is not None and c is not baseline and (not labelled or _drop(c, baseline) <= max_drop)
+    ]
     faster = [c for c in fit if times[c.name].ratio_low > 1]
     if faster:
         best = max(faster, key=lambda c: times[c.name].ratio)
-        bound = f", loses {_drop(best, baseline):.2f} points (bound {max_drop:g})" if labelled else ", accuracy not measured: give --eval"
+        bound = (
+            f", loses {_drop(best, baseline):.2f} points (bound {max_drop:g})"
+            if labelled
+            else ", accuracy not measured: give --eval"
+        )
         return best.name, f"{times[best.name].ratio:.2f}x faster than float32{bound}"
     missed = [c for c in candidates if c is not baseline and c.program is not None and c not in fit]
-    why = f"{missed[0].name} loses {_drop(missed[0], baseline):.2f} points, over the bound {max_drop:g}" if missed else "no candidate is shown to be faster"
+    why = (
+        f"{missed[0].name} loses {_drop(missed[0], baseline):.2f} points, over the bound {max_drop:g}"
+        if missed
+        else "no candidate is shown to be faster"
+    )
     return baseline.name, why
 
 
@@ -185,27 +256,43 @@ def _float_left(model: onnx.ModelProto, rows: Sequence[LayerTime]) -> list[dict[
     for row in rows:
         if row.op in ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose"):
             node = next((n for n in model.graph.node if row.name.startswith(n.name) and n.name in quantized), None)
-            constant = node is not None and work._stored(node.input[1], {i.name: i for i in model.graph.initializer}, {o: n for n in model.graph.node for o in n.output})
+            constant = node is not None and work._stored(
+                node.input[1],
+                {i.name: i for i in model.graph.initializer},
+                {o: n for n in model.graph.node for o in n.output},
+            )
             why = "both inputs are activations" if not constant else "its input or output is not on an integer grid"
             left.append({"layer": row.name, "op": row.op, "us": row.microseconds, "why": why})
     return left
 
 
-def _layer_table(item: Candidate, base: Candidate, values: list[np.ndarray]) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, float]]:
+def _layer_table(
+    item: Candidate, base: Candidate, values: list[np.ndarray]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, float]]:
     if item.program is None or base.program is None:
         return [], [], {}
     rows, floats = item.program.layers(values, 30), base.program.layers(values, 30)
     counted = {w.name: w for w in work.count(item.model)}
-    base_counted = {w.name: w for w in work.count(base.model)}
-    float_times = _by_layer(floats, list(base_counted))
-    times = _by_layer(rows, list(counted))
+    float_times = _by_layer(floats, base.model)
+    times = _by_layer(rows, item.model)
     table = []
     for name, w in counted.items():
         if name not in times:
             continue
         us = times[name]
-        table.append({"layer": name, "op": w.op, "macs": w.macs, "parameters": w.parameters, "weight_bytes": w.weight_bytes, "activation_bytes": w.activation_bytes,
-                      "us": us, "float_us": float_times.get(name), "gmacs": w.macs / max(us, 1e-3) / 1e3})
+        table.append(
+            {
+                "layer": name,
+                "op": w.op,
+                "macs": w.macs,
+                "parameters": w.parameters,
+                "weight_bytes": w.weight_bytes,
+                "activation_bytes": w.activation_bytes,
+                "us": us,
+                "float_us": float_times.get(name),
+                "gmacs": w.macs / max(us, 1e-3) / 1e3,
+            }
+        )
     by_op: Counter[str] = Counter()
     for row in rows:
         by_op[row.op] += row.microseconds  # type: ignore[assignment]
@@ -218,12 +305,27 @@ def run_stage(config: ProfileConfig, folder: Path) -> dict[str, Any]:
         raise UserError(f"--samples {config.samples} is too few to report; give at least {latency.MIN_SAMPLES}")
     candidates, specs, preprocess, record = _load(config)
     values = examples(specs, config.seed)
-    batches = data.load(config.eval, specs, preprocess, limit=config.eval_samples, batch=256, labels=True, flag="--eval", seed=config.seed) if config.eval else []
+    batches = (
+        data.load(
+            config.eval,
+            specs,
+            preprocess,
+            limit=config.eval_samples,
+            batch=256,
+            labels=True,
+            flag="--eval",
+            seed=config.seed,
+        )
+        if config.eval
+        else []
+    )
     with tempfile.TemporaryDirectory() as scratch:
         _start(candidates, values, config.threads, Path(scratch))
         baseline = candidates[0]
         if config.tune:
-            for item in [c for c in candidates if c.runtime == "onnxruntime" and c.program is not None and c is not baseline]:
+            for item in [
+                c for c in candidates if c.runtime == "onnxruntime" and c.program is not None and c is not baseline
+            ]:
                 extra = tuned(item, values, config.threads, Path(scratch))
                 _start(extra, values, config.threads, Path(scratch))
                 candidates += [e for e in extra if _same(e, item, values)]
@@ -231,7 +333,12 @@ def run_stage(config: ProfileConfig, folder: Path) -> dict[str, Any]:
         fast = {c.name: _call(c, values) for c in running if c.runtime != "tvm"}
         times = latency.measure(fast, baseline.name, config.samples, config.threads)
         for item in [c for c in running if c.runtime == "tvm"]:
-            pair = latency.measure({baseline.name: fast[baseline.name], item.name: _call(item, values)}, baseline.name, latency.MIN_SAMPLES, config.threads)
+            pair = latency.measure(
+                {baseline.name: fast[baseline.name], item.name: _call(item, values)},
+                baseline.name,
+                latency.MIN_SAMPLES,
+                config.threads,
+            )
             times[item.name] = pair[item.name]
         if batches:
             _accuracy(candidates, baseline, batches, specs)
@@ -241,12 +348,34 @@ def run_stage(config: ProfileConfig, folder: Path) -> dict[str, Any]:
         layers, float_left, by_op = _layer_table(shown, baseline, values)
     peak = work.peaks(config.threads)
     (folder / BEST).write_bytes(chosen.model.SerializeToString())
-    rows = {c.name: ({"error": c.error} if c.program is None else
-                     {"latency": times[c.name].to_json(), "bytes": c.size, "accuracy": c.accuracy, "runtime": c.runtime}) for c in candidates}
-    summary = {"notice": record.get("notice", ""), "baseline": baseline.name, "candidates": rows, "chosen": chosen.name, "why": why,
-               "conditions": {**latency.conditions(config.threads), "peak_memory_mb": psutil.Process().memory_info().rss / 1e6}}
-    detail = {**summary, "layers": layers, "float_left": float_left, "by_operator_us": by_op, "peaks": asdict(peak), "integer": _is_integer(by_op),
-              "inputs": [s.to_json() for s in specs]}
+    rows = {
+        c.name: (
+            {"error": c.error}
+            if c.program is None
+            else {"latency": times[c.name].to_json(), "bytes": c.size, "accuracy": c.accuracy, "runtime": c.runtime}
+        )
+        for c in candidates
+    }
+    summary = {
+        "notice": record.get("notice", ""),
+        "baseline": baseline.name,
+        "candidates": rows,
+        "chosen": chosen.name,
+        "why": why,
+        "conditions": {
+            **latency.conditions(config.threads),
+            "peak_memory_mb": psutil.Process().memory_info().rss / 1e6,
+        },
+    }
+    detail = {
+        **summary,
+        "layers": layers,
+        "float_left": float_left,
+        "by_operator_us": by_op,
+        "peaks": asdict(peak),
+        "integer": _is_integer(by_op),
+        "inputs": [s.to_json() for s in specs],
+    }
     (folder / RECORD).write_text(json.dumps(detail, indent=1) + "\n")
     return summary
 

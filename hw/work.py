@@ -27,7 +27,10 @@ class Work:
 def count(model: onnx.ModelProto) -> list[Work]:
     """MACs and bytes of the heavy nodes, for the shapes in the file (open dimensions count as 1)."""
     inferred = onnx.shape_inference.infer_shapes(model)
-    shapes = {v.name: tuple(d.dim_value or 1 for d in v.type.tensor_type.shape.dim) for v in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)}
+    shapes = {
+        v.name: tuple(d.dim_value or 1 for d in v.type.tensor_type.shape.dim)
+        for v in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
+    }
     init = {i.name: i for i in model.graph.initializer}
     producers = {o: n for n in model.graph.node for o in n.output}
     rows = []
@@ -51,7 +54,16 @@ def count(model: onnx.ModelProto) -> list[Work]:
             params, size = 0, 0
             macs = int(np.prod(out)) * (first[-1] if first else 1)
             out = (*out, 0) if not second else out
-        rows.append(Work(node.name, node.op_type, macs, size, 4 * (int(np.prod(first or (0,))) + int(np.prod(out or (0,)))), params))
+        rows.append(
+            Work(
+                node.name,
+                node.op_type,
+                macs,
+                size,
+                4 * (int(np.prod(first or (0,))) + int(np.prod(out or (0,)))),
+                params,
+            )
+        )
     return rows
 
 
@@ -86,10 +98,18 @@ def peaks(threads: int = 1) -> Peaks:
             program.run(None, {"a": x})
             times.append(time.perf_counter() - t)
         return 1024**3 / min(times) / 1e9
+
     rng = np.random.default_rng(0)
-    floats = best(_product("MatMul", TensorProto.FLOAT, rng.standard_normal((1024, 1024), np.float32), TensorProto.FLOAT), rng.standard_normal((1024, 1024), np.float32))
-    ints = best(_product("MatMulInteger", TensorProto.UINT8, rng.integers(-127, 128, (1024, 1024)).astype(np.int8), TensorProto.INT32),
-                rng.integers(0, 256, (1024, 1024)).astype(np.uint8))
+    floats = best(
+        _product("MatMul", TensorProto.FLOAT, rng.standard_normal((1024, 1024), np.float32), TensorProto.FLOAT),
+        rng.standard_normal((1024, 1024), np.float32),
+    )
+    ints = best(
+        _product(
+            "MatMulInteger", TensorProto.UINT8, rng.integers(-127, 128, (1024, 1024)).astype(np.int8), TensorProto.INT32
+        ),
+        rng.integers(0, 256, (1024, 1024)).astype(np.uint8),
+    )
     source, target = np.ones(1 << 25, np.float32), np.zeros(1 << 25, np.float32)
     times = []
     for _ in range(5):
@@ -100,6 +120,11 @@ def peaks(threads: int = 1) -> Peaks:
 
 
 def _product(op: str, kind: int, weight: np.ndarray, out: int) -> onnx.ModelProto:
-    graph = helper.make_graph([helper.make_node(op, ["a", "b"], ["y"])], "peak", [helper.make_tensor_value_info("a", kind, [1024, 1024])],
-                              [helper.make_tensor_value_info("y", out, None)], [numpy_helper.from_array(weight, "b")])
+    graph = helper.make_graph(
+        [helper.make_node(op, ["a", "b"], ["y"])],
+        "peak",
+        [helper.make_tensor_value_info("a", kind, [1024, 1024])],
+        [helper.make_tensor_value_info("y", out, None)],
+        [numpy_helper.from_array(weight, "b")],
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)

@@ -8,8 +8,7 @@ from deploy.inputs import InputSpec
 
 
 def _block(c_in: int, c_out: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU())
+    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU())
 
 
 class FashionCNN(nn.Module):
@@ -24,9 +23,15 @@ class FashionCNN(nn.Module):
         super().__init__()
         w = width
         self.features = nn.Sequential(
-            _block(1, w), _block(w, w), nn.MaxPool2d(2),
-            _block(w, 2 * w), _block(2 * w, 2 * w), nn.MaxPool2d(2),
-            _block(2 * w, 4 * w), _block(4 * w, 4 * w))
+            _block(1, w),
+            _block(w, w),
+            nn.MaxPool2d(2),
+            _block(w, 2 * w),
+            _block(2 * w, 2 * w),
+            nn.MaxPool2d(2),
+            _block(2 * w, 4 * w),
+            _block(4 * w, 4 * w),
+        )
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(4 * w, classes)
 

@@ -18,13 +18,14 @@ TOLERANCE = 1e-4
 def equalize(gm: fx.GraphModule, example: Sequence[Tensor]) -> tuple[fx.GraphModule, str]:
     """The equalized graph, or the given one where equalization changes the output; and a sentence saying which."""
     from brevitas.graph.equalize import EqualizeGraph
+
     trial = copy.deepcopy(gm)
     before = flatten(gm(*example))
     try:
         trial = EqualizeGraph(merge_bias=True).apply(trial)
     except (RuntimeError, AttributeError, TypeError, KeyError, IndexError, AssertionError, ValueError) as error:
         return gm, f"weight equalization is not possible on this graph ({str(error).splitlines()[0][:80]})"
-    error = max(relative_error(a, b) for a, b in zip(flatten(trial(*example)), before, strict=True))
-    if not error <= TOLERANCE:
-        return gm, f"weight equalization was taken back: it changes the output by {error:.1e}"
-    return trial, f"weights equalized across layers (output differs by {error:.1e})"
+    worst = max(relative_error(a, b) for a, b in zip(flatten(trial(*example)), before, strict=True))
+    if not worst <= TOLERANCE:
+        return gm, f"weight equalization was taken back: it changes the output by {worst:.1e}"
+    return trial, f"weights equalized across layers (output differs by {worst:.1e})"

@@ -23,16 +23,80 @@ from compress.graph import submodule
 
 _RELU_FUNCTIONS = {F.relu, torch.relu, F.relu6, F.relu_, torch.relu_}
 _RELU_METHODS = {"relu", "relu_"}
-_KEEP_MODULES = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Unflatten, nn.ChannelShuffle,
-                 nn.PixelShuffle, nn.PixelUnshuffle)
-_KEEP_FUNCTIONS = {torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, F.max_pool2d, torch.max_pool2d,
-                   F.dropout, F.pixel_shuffle, operator.getitem, torch.chunk, torch.split, torch.narrow, torch.channel_shuffle}
-_KEEP_METHODS = {"view", "reshape", "flatten", "permute", "transpose", "squeeze", "unsqueeze", "contiguous", "chunk", "split", "narrow"}
-_JOIN_FUNCTIONS = {operator.add, operator.iadd, torch.add, operator.mul, operator.imul, torch.mul, torch.cat, torch.concat, torch.mean, torch.sigmoid,
-                   F.sigmoid, F.hardsigmoid, F.adaptive_avg_pool2d, F.avg_pool2d, F.silu, F.hardswish, F.leaky_relu}
+_KEEP_MODULES = (
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.MaxPool3d,
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout2d,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.ChannelShuffle,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+)
+_KEEP_FUNCTIONS = {
+    torch.flatten,
+    torch.reshape,
+    torch.permute,
+    torch.transpose,
+    torch.squeeze,
+    torch.unsqueeze,
+    F.max_pool2d,
+    torch.max_pool2d,
+    F.dropout,
+    F.pixel_shuffle,
+    operator.getitem,
+    torch.chunk,
+    torch.split,
+    torch.narrow,
+    torch.channel_shuffle,
+}
+_KEEP_METHODS = {
+    "view",
+    "reshape",
+    "flatten",
+    "permute",
+    "transpose",
+    "squeeze",
+    "unsqueeze",
+    "contiguous",
+    "chunk",
+    "split",
+    "narrow",
+}
+_JOIN_FUNCTIONS = {
+    operator.add,
+    operator.iadd,
+    torch.add,
+    operator.mul,
+    operator.imul,
+    torch.mul,
+    torch.cat,
+    torch.concat,
+    torch.mean,
+    torch.sigmoid,
+    F.sigmoid,
+    F.hardsigmoid,
+    F.adaptive_avg_pool2d,
+    F.avg_pool2d,
+    F.silu,
+    F.hardswish,
+    F.leaky_relu,
+}
 _JOIN_METHODS = {"add", "add_", "mul", "mul_", "mean", "sigmoid", "sigmoid_"}
-_JOIN_MODULES = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.Sigmoid, nn.Hardsigmoid, nn.SiLU, nn.Hardswish,
-                 nn.LeakyReLU)
+_JOIN_MODULES = (
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.Sigmoid,
+    nn.Hardsigmoid,
+    nn.SiLU,
+    nn.Hardswish,
+    nn.LeakyReLU,
+)
 _NONNEGATIVE_FUNCTIONS = {torch.sigmoid, F.sigmoid, F.hardsigmoid, torch.softmax, F.softmax}
 _NONNEGATIVE_MODULES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax)
 
@@ -75,7 +139,9 @@ def relu_limit(gm: fx.GraphModule, node: Any) -> tuple[bool, float | None]:
 def _is(gm: fx.GraphModule, node: fx.Node, modules: tuple[type, ...], functions: set[Any], methods: set[str]) -> bool:
     if node.op == "call_module":
         return isinstance(submodule(gm, node), modules)
-    return node.target in functions if node.op == "call_function" else node.op == "call_method" and node.target in methods
+    return (
+        node.target in functions if node.op == "call_function" else node.op == "call_method" and node.target in methods
+    )
 
 
 def keeps_grid(gm: fx.GraphModule, node: fx.Node) -> bool:
@@ -131,7 +197,13 @@ def points(gm: fx.GraphModule, static: set[fx.Node]) -> list[Point]:
         if carried and sources and sources[0] in facts.grid:
             facts.grid.add(node)
             continue
-        if carried and node.target is not operator.getitem and sources and node not in static and _later(sources[0], pending):
+        if (
+            carried
+            and node.target is not operator.getitem
+            and sources
+            and node not in static
+            and _later(sources[0], pending)
+        ):
             continue
         if not (facts.wants[node] or (node in static and not _leads_out(gm, node))):
             continue
@@ -173,7 +245,9 @@ def _leads_out(gm: fx.GraphModule, node: fx.Node) -> bool:
 def _nonnegative(gm: fx.GraphModule, node: fx.Node, facts: _Facts) -> bool | None:
     if node.op == "placeholder":
         return None
-    if relu_limit(gm, node)[0] or _is(gm, node, _NONNEGATIVE_MODULES, _NONNEGATIVE_FUNCTIONS, {"sigmoid", "softmax", "sigmoid_"}):
+    if relu_limit(gm, node)[0] or _is(
+        gm, node, _NONNEGATIVE_MODULES, _NONNEGATIVE_FUNCTIONS, {"sigmoid", "softmax", "sigmoid_"}
+    ):
         return True
     sources = _tensor_inputs(node)
     if not sources or node in facts.static:
@@ -182,11 +256,33 @@ def _nonnegative(gm: fx.GraphModule, node: fx.Node, facts: _Facts) -> bool | Non
     if keeps_grid(gm, node):
         return flags[0]
     module = submodule(gm, node)
-    preserving = isinstance(module, (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)) or node.target in {
-        torch.cat, torch.concat, torch.mean, "mean", F.adaptive_avg_pool2d, F.avg_pool2d, operator.add, operator.iadd, torch.add, operator.mul,
-        operator.imul, torch.mul, "add", "add_", "mul", "mul_"}
+    preserving = isinstance(
+        module, (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
+    ) or node.target in {
+        torch.cat,
+        torch.concat,
+        torch.mean,
+        "mean",
+        F.adaptive_avg_pool2d,
+        F.avg_pool2d,
+        operator.add,
+        operator.iadd,
+        torch.add,
+        operator.mul,
+        operator.imul,
+        torch.mul,
+        "add",
+        "add_",
+        "mul",
+        "mul_",
+    }
     numbers = [a for a in node.args if isinstance(a, (int, float))]
-    if preserving and all(f is True for f in flags) and (joins(gm, node)) and all(n >= 0 for n in numbers if node.target not in ("mean", torch.mean)):
+    if (
+        preserving
+        and all(f is True for f in flags)
+        and (joins(gm, node))
+        and all(n >= 0 for n in numbers if node.target not in ("mean", torch.mean))
+    ):
         return True
     return None if preserving and all(f is None for f in flags) and len(flags) == 1 else False
 

@@ -52,8 +52,14 @@ class Plan:
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Plan:
         def spec(value: Any) -> ActivationSpec | None:
-            return None if value is None else ActivationSpec(int(value["bits"]), bool(value["signed"]), value.get("limit"))
-        layers = {str(n): LayerPlan(**{**r, "before": spec(r["before"]), "after": spec(r["after"])}) for n, r in row["layers"].items()}
+            return (
+                None if value is None else ActivationSpec(int(value["bits"]), bool(value["signed"]), value.get("limit"))
+            )
+
+        layers = {
+            str(n): LayerPlan(**{**r, "before": spec(r["before"]), "after": spec(r["after"])})
+            for n, r in row["layers"].items()
+        }
         quantizers = {str(n): s for n, r in row["quantizers"].items() if (s := spec(r)) is not None}
         return cls(layers, quantizers, bool(row["per_channel"]), bool(row["traced"]), dict(row["skipped"]))
 
@@ -64,8 +70,15 @@ def parse_overrides(rows: Sequence[str]) -> list[tuple[str, int | None, int | No
     for row in rows:
         pattern, equals, value = row.rpartition("=")
         weight, _, act = value.partition("/")
-        if not equals or not pattern or not (weight == "float" or (weight.isdigit() and 2 <= int(weight) <= 8)) or (act and not (act.isdigit() and 4 <= int(act) <= 8)):
-            raise UserError(f"--layer {row!r} is not of the form PATTERN=BITS, PATTERN=BITS/ACTIVATION_BITS or PATTERN=float (2..8 and 4..8)")
+        if (
+            not equals
+            or not pattern
+            or not (weight == "float" or (weight.isdigit() and 2 <= int(weight) <= 8))
+            or (act and not (act.isdigit() and 4 <= int(act) <= 8))
+        ):
+            raise UserError(
+                f"--layer {row!r} is not of the form PATTERN=BITS, PATTERN=BITS/ACTIVATION_BITS or PATTERN=float (2..8 and 4..8)"
+            )
         found.append((pattern, None if weight == "float" else int(weight), int(act) if act else None))
     return found
 
@@ -90,7 +103,9 @@ def count_macs(module: nn.Module, example: Sequence[Tensor]) -> dict[str, int]:
             else:
                 work = out.numel() * layer.weight[0].numel()
             counts[name] = counts.get(name, 0) + work // batch
+
         return count
+
     for name, layer in module.named_modules():
         if scheme.supported(layer) or scheme.is_quantized(layer):
             handles.append(layer.register_forward_hook(hook(name)))
@@ -102,7 +117,9 @@ def count_macs(module: nn.Module, example: Sequence[Tensor]) -> dict[str, int]:
     return counts
 
 
-def make_plan(module: nn.Module, gm: fx.GraphModule | None, config: CompressConfig, macs: dict[str, int], static_ok: bool) -> Plan:
+def make_plan(
+    module: nn.Module, gm: fx.GraphModule | None, config: CompressConfig, macs: dict[str, int], static_ok: bool
+) -> Plan:
     """Decide bits and placement. `static_ok` is false where there is nothing to calibrate static ranges with."""
     root = gm if gm is not None else module
     plan = Plan(per_channel=config.granularity == "channel", traced=gm is not None)
@@ -112,7 +129,7 @@ def make_plan(module: nn.Module, gm: fx.GraphModule | None, config: CompressConf
         mode = DYNAMIC if linear > 0.5 * max(1, sum(macs.values())) else STATIC
     overrides = parse_overrides(config.layer)
     count = calls(gm) if gm is not None else {}
-    shown = {n: c for n, c in count.items()}
+    shown = dict(count.items())
     ends = _ends(gm, macs)
     used: set[str] = set()
     act_bits: dict[str, int] = {}
@@ -135,7 +152,14 @@ def make_plan(module: nn.Module, gm: fx.GraphModule | None, config: CompressConf
             plan.skipped[name] = "called more than once with one weight"
             continue
         weight_tensor: Any = layer.weight
-        row = LayerPlan(bits, type(layer).__name__, _activations(layer, mode, static_ok, name in shown), False, macs[name], weight_tensor.numel())
+        row = LayerPlan(
+            bits,
+            type(layer).__name__,
+            _activations(layer, mode, static_ok, name in shown),
+            False,
+            macs[name],
+            weight_tensor.numel(),
+        )
         row.around = name not in shown
         row.bias = getattr(layer, "bias", None) is not None or (not row.around and row.activations == STATIC)
         if isinstance(layer, nn.Embedding):
@@ -145,7 +169,9 @@ def make_plan(module: nn.Module, gm: fx.GraphModule | None, config: CompressConf
         plan.layers[name] = row
     missing = [p for p, _, _ in overrides if p not in used]
     if missing:
-        raise UserError(f"--layer {missing[0]!r} matches no layer; the layers are for example {', '.join(list(plan.layers)[:4])}")
+        raise UserError(
+            f"--layer {missing[0]!r} matches no layer; the layers are for example {', '.join(list(plan.layers)[:4])}"
+        )
     if gm is not None and static_ok and mode != "none":
         _place(gm, plan, config.act_bits, act_bits)
     return plan
@@ -170,7 +196,11 @@ def _activations(layer: nn.Module, mode: str, static_ok: bool, shown: bool) -> s
 
 
 def _place(gm: fx.GraphModule, plan: Plan, bits: int, overrides: dict[str, int]) -> None:
-    static = {n for n in gm.graph.nodes if n.op == "call_module" and str(n.target) in plan.layers and plan.layers[str(n.target)].activations == STATIC}
+    static = {
+        n
+        for n in gm.graph.nodes
+        if n.op == "call_module" and str(n.target) in plan.layers and plan.layers[str(n.target)].activations == STATIC
+    }
     for point in points(gm, static):
         width = max(bits, INNER_BITS) if point.inner or point.node.op == "placeholder" else bits
         for layer in static:
@@ -186,6 +216,7 @@ def apply_plan(root: nn.Module, plan: Plan) -> dict[str, nn.Module]:
     Returns the replaced float layers by name.
     """
     from compress.graph import replace_module
+
     floats: dict[str, nn.Module] = {}
     for name, row in plan.layers.items():
         layer = root.get_submodule(name)
@@ -211,7 +242,9 @@ def _insert(gm: fx.GraphModule, plan: Plan) -> None:
     by_name = {n.name: n for n in gm.graph.nodes}
     for name, spec in plan.quantizers.items():
         if name not in by_name:
-            raise UserError(f"the recipe places a quantizer after {name!r}, which this architecture does not have; it was made with another version")
+            raise UserError(
+                f"the recipe places a quantizer after {name!r}, which this architecture does not have; it was made with another version"
+            )
         node = by_name[name]
         gm.add_submodule(f"quantizers.{name}", scheme.Quantizer(spec))
         users = list(node.users)
@@ -235,6 +268,7 @@ def _insert(gm: fx.GraphModule, plan: Plan) -> None:
 def input_scale(gm: fx.GraphModule, node: Any) -> float | None:
     """The scale of the grid that a value lies on, found back through operators that keep it; None for floats."""
     from compress.quantize.place import keeps_grid, relu_limit
+
     while isinstance(node, fx.Node) and node.op != "placeholder":
         module = submodule(gm, node)
         if isinstance(module, scheme.Quantizer):

@@ -39,7 +39,9 @@ def choose(config: CompressConfig, traced: bool, has_data: bool) -> Chosen:
     return Chosen(rounding, scale, equalize and traced, correction and walkable)
 
 
-def quantize(root: nn.Module, plan: Plan, config: CompressConfig, chosen: Chosen, batches: list[tuple[Tensor, ...]]) -> nn.Module:
+def quantize(
+    root: nn.Module, plan: Plan, config: CompressConfig, chosen: Chosen, batches: list[tuple[Tensor, ...]]
+) -> nn.Module:
     """Quantize a copy of `root` by `plan` and calibrate it with `batches` (may be empty: weights only)."""
     module = copy.deepcopy(root)
     if isinstance(module, fx.GraphModule):
@@ -47,7 +49,9 @@ def quantize(root: nn.Module, plan: Plan, config: CompressConfig, chosen: Chosen
     if batches:
         _signs(module, plan, batches[0])
     floats = apply_plan(module, plan)
-    options = WalkOptions(config.ranges, chosen.weight_scale, chosen.rounding, plan.per_channel, chosen.bias_correction, config.seed)
+    options = WalkOptions(
+        config.ranges, chosen.weight_scale, chosen.rounding, plan.per_channel, chosen.bias_correction, config.seed
+    )
     if isinstance(module, fx.GraphModule) and batches and (chosen.rounding == "gptq" or chosen.bias_correction):
         seen = {n: f for n, f in floats.items() if not plan.layers[n].around}
         _nearest({n: m for n, m in _layers(module, plan).items() if n not in seen}, plan, chosen)
@@ -70,19 +74,32 @@ def _layers(module: nn.Module, plan: Plan) -> dict[str, nn.Module]:
 
 def _inner(module: nn.Module, plan: Plan) -> list[scheme.Quantizer]:
     """Quantizers inside opaque modules, which the walk does not see."""
-    return [q for n, row in plan.layers.items() if row.around for q in module.get_submodule(n).modules() if isinstance(q, scheme.Quantizer)]
+    return [
+        q
+        for n, row in plan.layers.items()
+        if row.around
+        for q in module.get_submodule(n).modules()
+        if isinstance(q, scheme.Quantizer)
+    ]
 
 
 @torch.no_grad()
 def _nearest(layers: dict[str, nn.Module], plan: Plan, chosen: Chosen) -> None:
     for layer in layers.values():
         weight: Tensor = layer.weight.data  # type: ignore[union-attr, assignment]
-        scheme.set_weight_scale(layer, weight_scales(weight, scheme.bits_of(layer), scheme.output_axis(layer), plan.per_channel, chosen.weight_scale))
+        scheme.set_weight_scale(
+            layer,
+            weight_scales(
+                weight, scheme.bits_of(layer), scheme.output_axis(layer), plan.per_channel, chosen.weight_scale
+            ),
+        )
         layer.weight.data = scheme.integers(layer).to(torch.float32) * scheme.weight_scale(layer)  # type: ignore[union-attr]
 
 
 @torch.no_grad()
-def _observe(quantizers: list[scheme.Quantizer], module: nn.Module, batches: list[tuple[Tensor, ...]], method: str) -> None:
+def _observe(
+    quantizers: list[scheme.Quantizer], module: nn.Module, batches: list[tuple[Tensor, ...]], method: str
+) -> None:
     if not quantizers:
         return
     for quantizer in quantizers:
@@ -114,6 +131,7 @@ def _fit_memory(module: nn.Module, batches: list[tuple[Tensor, ...]]) -> list[tu
         nonlocal largest
         if isinstance(out, Tensor):
             largest = max(largest, out.numel() * out.element_size())
+
     handles = [m.register_forward_hook(hook) for m in module.modules()]
     ready = {q: q.ready for q in module.modules() if isinstance(q, scheme.Quantizer)}
     try:
@@ -126,7 +144,7 @@ def _fit_memory(module: nn.Module, batches: list[tuple[Tensor, ...]]) -> list[tu
             handle.remove()
         for quantizer, value in ready.items():
             quantizer.ready = value
-    return batches[:max(1, MEMORY // max(1, 6 * largest))]
+    return batches[: max(1, MEMORY // max(1, 6 * largest))]
 
 
 @torch.no_grad()
@@ -150,4 +168,3 @@ def _settle_biases(module: nn.Module, plan: Plan) -> None:
         steps = torch.round(bias.double() / unit)
         if bool((steps.abs() < 2**31).all()):
             bias.copy_((steps * unit).float())
-

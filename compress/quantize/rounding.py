@@ -53,7 +53,9 @@ def supports(layer: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def moments(layer: Any, quantized: list[Tensor], exact: list[Tensor], outputs: list[Tensor], rng: torch.Generator) -> tuple[Tensor, Tensor]:
+def moments(
+    layer: Any, quantized: list[Tensor], exact: list[Tensor], outputs: list[Tensor], rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Centred second moments (H, G), each [groups, C, C], from about POSITIONS random output positions.
 
     outputs: the layer's float outputs, used for their sizes only.
@@ -104,7 +106,7 @@ def gptq(weight: Tensor, h: Tensor, scale: Tensor, bits: int, damping: float = 0
             error = (column - rounded) / upper[:, i, i][:, None]
             errors[:, :, i - start] = error
             if i + 1 < stop:
-                w[:, :, i + 1:stop] -= error[:, :, None] * upper[:, i, i + 1:stop][:, None, :]
+                w[:, :, i + 1 : stop] -= error[:, :, None] * upper[:, i, i + 1 : stop][:, None, :]
         if stop < c:
             w[:, :, stop:] -= errors @ upper[:, start:stop, stop:]
     return torch.empty_like(out).scatter_(2, order[:, None, :].expand(g, o, c), out)

@@ -10,7 +10,9 @@ BINS = 2048
 
 
 @torch.no_grad()
-def weight_scales(weight: Tensor, bits: int, axis: int, per_channel: bool = True, method: str = "mse", steps: int = 80) -> Tensor:
+def weight_scales(
+    weight: Tensor, bits: int, axis: int, per_channel: bool = True, method: str = "mse", steps: int = 80
+) -> Tensor:
     """Symmetric narrow-range scales, shaped to broadcast against `weight`.
 
     `max` covers the largest magnitude; `mse` searches `steps` shrinkages of it in (0.2, 1] for the least squared error of

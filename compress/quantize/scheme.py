@@ -23,9 +23,14 @@ with warnings.catch_warnings():
     from brevitas.quant.scaled_int import Int8ActPerTensorFloat, Int8WeightPerChannelFloat, Uint8ActPerTensorFloat
 
 _QUANT: dict[type, type] = {
-    nn.Conv1d: qnn.QuantConv1d, nn.Conv2d: qnn.QuantConv2d, nn.Conv3d: qnn.QuantConv3d, nn.Linear: qnn.QuantLinear,
-    nn.ConvTranspose1d: qnn.QuantConvTranspose1d, nn.ConvTranspose2d: qnn.QuantConvTranspose2d,
-    nn.ConvTranspose3d: qnn.QuantConvTranspose3d}
+    nn.Conv1d: qnn.QuantConv1d,
+    nn.Conv2d: qnn.QuantConv2d,
+    nn.Conv3d: qnn.QuantConv3d,
+    nn.Linear: qnn.QuantLinear,
+    nn.ConvTranspose1d: qnn.QuantConvTranspose1d,
+    nn.ConvTranspose2d: qnn.QuantConvTranspose2d,
+    nn.ConvTranspose3d: qnn.QuantConvTranspose3d,
+}
 
 
 class _One(nn.Module):
@@ -159,15 +164,35 @@ def quantized_layer(layer: nn.Module, bits: int, per_channel: bool = True) -> nn
     """The Brevitas form of a float layer, holding the same weight and bias; its scale is still 1."""
     quantizer = _Weight if per_channel else _WeightPerTensor
     if type(layer) is nn.Embedding:
-        new = qnn.QuantEmbedding(layer.num_embeddings, layer.embedding_dim, padding_idx=layer.padding_idx, weight_quant=quantizer, weight_bit_width=bits)
+        new = qnn.QuantEmbedding(
+            layer.num_embeddings,
+            layer.embedding_dim,
+            padding_idx=layer.padding_idx,
+            weight_quant=quantizer,
+            weight_bit_width=bits,
+        )
     elif isinstance(layer, nn.Linear):
-        new = qnn.QuantLinear(layer.in_features, layer.out_features, bias=layer.bias is not None, weight_quant=quantizer, weight_bit_width=bits)
+        new = qnn.QuantLinear(
+            layer.in_features,
+            layer.out_features,
+            bias=layer.bias is not None,
+            weight_quant=quantizer,
+            weight_bit_width=bits,
+        )
     else:
         conv: Any = layer
-        args = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation, "groups": conv.groups, "bias": conv.bias is not None}
+        args = {
+            "stride": conv.stride,
+            "padding": conv.padding,
+            "dilation": conv.dilation,
+            "groups": conv.groups,
+            "bias": conv.bias is not None,
+        }
         if hasattr(conv, "output_padding") and "Transpose" in type(conv).__name__:
             args["output_padding"] = conv.output_padding
-        new = _QUANT[type(layer)](conv.in_channels, conv.out_channels, conv.kernel_size, weight_quant=quantizer, weight_bit_width=bits, **args)
+        new = _QUANT[type(layer)](
+            conv.in_channels, conv.out_channels, conv.kernel_size, weight_quant=quantizer, weight_bit_width=bits, **args
+        )
         if conv.padding_mode != "zeros":
             new.padding_mode = conv.padding_mode
             new._reversed_padding_repeated_twice = conv._reversed_padding_repeated_twice

@@ -20,8 +20,16 @@ def has_statistics(module: nn.Module) -> bool:
     return any(isinstance(m, NORMS) and m.running_mean is not None for m in module.modules())
 
 
-def synthesize(module: nn.Module, specs: Sequence[InputSpec], *, samples: int = 32, steps: int = 120, batch: int = 16, seed: int = 0,
-               bounds: tuple[Tensor, Tensor] | None = None) -> list[tuple[Tensor, ...]]:
+def synthesize(
+    module: nn.Module,
+    specs: Sequence[InputSpec],
+    *,
+    samples: int = 32,
+    steps: int = 120,
+    batch: int = 16,
+    seed: int = 0,
+    bounds: tuple[Tensor, Tensor] | None = None,
+) -> list[tuple[Tensor, ...]]:
     """Batches of synthetic inputs for a model with BatchNorm, whose only input is float.
 
     bounds: least and largest value of an input, broadcastable to it. The loss is the squared distance of the mean and of the
@@ -36,7 +44,9 @@ def synthesize(module: nn.Module, specs: Sequence[InputSpec], *, samples: int = 
         dims = [d for d in range(x.ndim) if d != 1]
         var, mean = torch.var_mean(x, dims, unbiased=False)
         target = (norm.running_var + norm.eps).sqrt()
-        losses.append((((mean - norm.running_mean) / target) ** 2).mean() + (((var + norm.eps).sqrt() / target - 1) ** 2).mean())
+        losses.append(
+            (((mean - norm.running_mean) / target) ** 2).mean() + (((var + norm.eps).sqrt() / target - 1) ** 2).mean()
+        )
 
     handles = [n.register_forward_pre_hook(hook) for n in norms]
     flags = [p.requires_grad for p in module.parameters()]

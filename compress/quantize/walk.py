@@ -7,7 +7,6 @@ really gets; its bias takes up the mean error that is left. Values are dropped a
 
 from __future__ import annotations
 
-import copy
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -63,11 +62,25 @@ def _run(gm: fx.GraphModule, node: fx.Node, env: dict[fx.Node, Any], module: nn.
 def prepare(gm: fx.GraphModule) -> None:
     """Make every activation out of place: the walk keeps values that an in-place operator would overwrite."""
     import operator
+
     for module in gm.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]
-    plain = {operator.iadd: operator.add, operator.imul: operator.mul, operator.isub: operator.sub, operator.itruediv: operator.truediv}
-    methods = {"add_": "add", "mul_": "mul", "relu_": "relu", "sub_": "sub", "div_": "div", "sigmoid_": "sigmoid", "clamp_": "clamp"}
+    plain = {
+        operator.iadd: operator.add,
+        operator.imul: operator.mul,
+        operator.isub: operator.sub,
+        operator.itruediv: operator.truediv,
+    }
+    methods = {
+        "add_": "add",
+        "mul_": "mul",
+        "relu_": "relu",
+        "sub_": "sub",
+        "div_": "div",
+        "sigmoid_": "sigmoid",
+        "clamp_": "clamp",
+    }
     functions = {torch.relu_: torch.relu, torch.nn.functional.relu_: torch.nn.functional.relu}
     for node in gm.graph.nodes:
         if node.op == "call_function":
@@ -80,7 +93,9 @@ def prepare(gm: fx.GraphModule) -> None:
 
 
 @torch.no_grad()
-def walk(gm: fx.GraphModule, floats: dict[str, nn.Module], batches: list[tuple[Tensor, ...]], options: WalkOptions) -> None:
+def walk(
+    gm: fx.GraphModule, floats: dict[str, nn.Module], batches: list[tuple[Tensor, ...]], options: WalkOptions
+) -> None:
     """Calibrate the Quantizers and round the quantized layers of `gm` in place.
 
     floats: name -> the float layer that each quantized layer replaces. batches: model inputs.
@@ -110,11 +125,16 @@ def walk(gm: fx.GraphModule, floats: dict[str, nn.Module], batches: list[tuple[T
             values[node] = _Pair(exact, [module(x) for x in source.quantized])
         else:
             exact = [_run(gm, node, {s: values[s].exact[i] for s in sources}, module) for i in range(len(batches))]
-            opaque_quant = isinstance(module, scheme.DynamicActivation) or (module is not None and any(scheme.is_leaf(m) for m in module.modules()))
+            opaque_quant = isinstance(module, scheme.DynamicActivation) or (
+                module is not None and any(scheme.is_leaf(m) for m in module.modules())
+            )
             if opaque_quant and isinstance(module, scheme.DynamicActivation):
                 exact = values[sources[0]].exact
-            quantized = exact if same and not opaque_quant else [
-                _run(gm, node, {s: values[s].quantized[i] for s in sources}, module) for i in range(len(batches))]
+            quantized = (
+                exact
+                if same and not opaque_quant
+                else [_run(gm, node, {s: values[s].quantized[i] for s in sources}, module) for i in range(len(batches))]
+            )
             values[node] = _Pair(exact, quantized)
         for source in sources:
             if last_use.get(source) is node:
@@ -145,7 +165,15 @@ def _grouped(layer: Any, weight: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def round_layer(layer: Any, float_layer: Any, xq: list[Tensor], x: list[Tensor], y: list[Tensor], options: WalkOptions, rng: torch.Generator) -> None:
+def round_layer(
+    layer: Any,
+    float_layer: Any,
+    xq: list[Tensor],
+    x: list[Tensor],
+    y: list[Tensor],
+    options: WalkOptions,
+    rng: torch.Generator,
+) -> None:
     """Choose the scales and the integers of one layer's weight, then correct its bias. In place.
 
     xq, x: the layer's inputs in the quantized and in the float model; y: the float layer's outputs.
@@ -160,7 +188,11 @@ def round_layer(layer: Any, float_layer: Any, xq: list[Tensor], x: list[Tensor],
     scale = weight_scales(weight, bits, axis, options.per_channel, options.weight_scale)
     scheme.set_weight_scale(layer, scale)
     if second_order:
-        full = scale.expand(weight.shape[0], *scale.shape[1:]) if options.per_channel else scale.expand(weight.shape[0], *[1] * (weight.ndim - 1))
+        full = (
+            scale.expand(weight.shape[0], *scale.shape[1:])
+            if options.per_channel
+            else scale.expand(weight.shape[0], *[1] * (weight.ndim - 1))
+        )
         grouped = _grouped(float_layer, weight)
         layer.weight.data = gptq(grouped, h, full.reshape(grouped.shape[0], -1), bits).reshape(weight.shape)
     else:
@@ -170,7 +202,7 @@ def round_layer(layer: Any, float_layer: Any, xq: list[Tensor], x: list[Tensor],
         channel = y[0].ndim - 1 if isinstance(float_layer, nn.Linear) else 1
         dims = [d for d in range(y[0].ndim) if d != channel]
         count = sum(t.numel() // t.shape[channel] for t in y)
-        difference = sum(((a - layer(b)).sum(dims) for a, b in zip(y, xq, strict=True)), torch.zeros(y[0].shape[channel]))
+        difference = sum(
+            ((a - layer(b)).sum(dims) for a, b in zip(y, xq, strict=True)), torch.zeros(y[0].shape[channel])
+        )
         layer.bias.data = layer.bias.data + difference / count
-
-

@@ -42,14 +42,18 @@ def collect(folder: Path, skip: Path) -> Run:
         raise UserError(f"{folder} holds no output of deploy to report; give a folder that a deploy command wrote")
     rows.sort(key=lambda r: (r[0], str(r[1])))
     sections = tuple(stage.section(place, manifest) for _, place, manifest, stage in rows if stage.section is not None)
-    return Run(folder.resolve().name, sections, tuple((str(place.relative_to(folder)) if place != folder else place.name, m) for _, place, m, _ in rows))
+    return Run(
+        folder.resolve().name,
+        sections,
+        tuple((str(place.relative_to(folder)) if place != folder else place.name, m) for _, place, m, _ in rows),
+    )
 
 
 def _render(part: Table | Bars | Scatter) -> dict[str, Any]:
     if isinstance(part, Table):
         numeric = [all(_number(row[i]) for row in part.rows) for i in range(len(part.columns))]
         return {"kind": "table", "table": part, "numeric": numeric, "title": part.title, "note": part.note}
-    return {"kind": "plot", "svg": Markup(svg(part)), "title": part.title, "note": part.note}  # noqa: S704 - made by matplotlib just above
+    return {"kind": "plot", "svg": Markup(svg(part)), "title": part.title, "note": part.note}
 
 
 def _number(cell: Any) -> bool:
@@ -64,8 +68,10 @@ def _stages(runs: list[Run]) -> Table | None:
         for section in run.sections:
             accuracy = section.data.get("accuracy", {})
             if "compressed_percent" in accuracy:
-                rows += [(run.name, "float, torch", f"{accuracy['float_percent']:.2f}", int(accuracy["samples"])),
-                         (run.name, "compressed, torch", f"{accuracy['compressed_percent']:.2f}", int(accuracy["samples"]))]
+                rows += [
+                    (run.name, "float, torch", f"{accuracy['float_percent']:.2f}", int(accuracy["samples"])),
+                    (run.name, "compressed, torch", f"{accuracy['compressed_percent']:.2f}", int(accuracy["samples"])),
+                ]
             for name, row in section.data.get("candidates", {}).items():
                 if "percent" in row.get("accuracy", {}):
                     rows.append((run.name, name, f"{row['accuracy']['percent']:.2f}", int(row["accuracy"]["samples"])))
@@ -77,17 +83,40 @@ def _compare(runs: list[Run]) -> Table | None:
         return None
     names = list(dict.fromkeys((s.title, label) for run in runs for s in run.sections for label, _ in s.facts))
     facts = [{(s.title, label): value for s in run.sections for label, value in s.facts} for run in runs]
-    return Table("Side by side", ("figure", *(run.name for run in runs)), tuple((f"{t}: {label}", *(f.get((t, label), "–") for f in facts)) for t, label in names))
+    return Table(
+        "Side by side",
+        ("figure", *(run.name for run in runs)),
+        tuple((f"{t}: {label}", *(f.get((t, label), "–") for f in facts)) for t, label in names),
+    )
 
 
 def build(folders: list[Path], target: Path) -> tuple[str, dict[str, Any]]:
     """The page as HTML and the same content as plain data."""
     runs = [collect(folder, target) for folder in folders]
-    environment = Environment(loader=PackageLoader("deploy.report", "."), autoescape=select_autoescape(["html"]), trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("deploy.report", "."),
+        autoescape=select_autoescape(["html"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters["part"] = _render
     shared = [_render(t) for t in (_compare(runs), _stages(runs)) if t is not None]
-    chain = [(run.name, name, m["stage"], m["key"], m["versions"], m["wall_seconds"], m["inputs"]) for run in runs for name, m in run.manifests]
+    chain = [
+        (run.name, name, m["stage"], m["key"], m["versions"], m["wall_seconds"], m["inputs"])
+        for run in runs
+        for name, m in run.manifests
+    ]
     html = environment.get_template("page.html").render(runs=runs, shared=shared, chain=chain, version=__version__)
-    data = {"version": __version__, "runs": [{"name": r.name, "notice": r.notice, "sections": [asdict(s) for s in r.sections],
-                                              "manifests": {n: {"key": m["key"], "stage": m["stage"]} for n, m in r.manifests}} for r in runs]}
+    data = {
+        "version": __version__,
+        "runs": [
+            {
+                "name": r.name,
+                "notice": r.notice,
+                "sections": [asdict(s) for s in r.sections],
+                "manifests": {n: {"key": m["key"], "stage": m["stage"]} for n, m in r.manifests},
+            }
+            for r in runs
+        ],
+    }
     return html, data

@@ -12,16 +12,29 @@ COLORS = ("#94a3b8", "#2563eb", "#d97706", "#059669")
 def svg(part: Bars | Scatter) -> str:
     """The plot as an <svg> element."""
     import matplotlib
+
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
-    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "deploy", "font.family": "sans-serif", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
-                                "axes.edgecolor": "#cbd5e1", "xtick.color": "#475569", "ytick.color": "#0f172a"})
+
+    matplotlib.rcParams.update(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": "deploy",
+            "font.family": "sans-serif",
+            "font.size": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.edgecolor": "#cbd5e1",
+            "xtick.color": "#475569",
+            "ytick.color": "#0f172a",
+        }
+    )
     figure = _bars(plt, part) if isinstance(part, Bars) else _scatter(plt, part)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
     plt.close(figure)
     text = buffer.getvalue()
-    return text[text.index("<svg"):]
+    return text[text.index("<svg") :]
 
 
 def _bars(plt, part: Bars):  # type: ignore[no-untyped-def]
@@ -30,14 +43,41 @@ def _bars(plt, part: Bars):  # type: ignore[no-untyped-def]
     figure, axis = plt.subplots(figsize=(8.4, 0.5 + len(names) * (0.26 + 0.13 * (len(groups) - 1))))
     height = 0.8 / len(groups)
     for g, group in enumerate(groups):
-        rows = [(names.index(label), value, i) for i, (label, value) in enumerate(zip(part.labels, part.values, strict=True)) if not part.groups or part.groups[i] == group]
+        rows = [
+            (names.index(label), value, i)
+            for i, (label, value) in enumerate(zip(part.labels, part.values, strict=True))
+            if not part.groups or part.groups[i] == group
+        ]
         ys = [n + (g - (len(groups) - 1) / 2) * height for n, _, _ in rows]
         values = [v for _, v, _ in rows]
         bounds = [part.errors[i] for _, _, i in rows] if part.errors else []
-        spread = [[max(0, v - lo) for v, (lo, _) in zip(values, bounds, strict=True)], [max(0, hi - v) for v, (_, hi) in zip(values, bounds, strict=True)]] if bounds else None
-        axis.barh(ys, values, height * 0.9, color=COLORS[(g + (len(groups) == 1)) % len(COLORS)], xerr=spread, label=group or None, error_kw={"ecolor": "#0f172a", "lw": 1})
+        spread = (
+            [
+                [max(0, v - lo) for v, (lo, _) in zip(values, bounds, strict=True)],
+                [max(0, hi - v) for v, (_, hi) in zip(values, bounds, strict=True)],
+            ]
+            if bounds
+            else None
+        )
+        axis.barh(
+            ys,
+            values,
+            height * 0.9,
+            color=COLORS[(g + (len(groups) == 1)) % len(COLORS)],
+            xerr=spread,
+            label=group or None,
+            error_kw={"ecolor": "#0f172a", "lw": 1},
+        )
         for y, value in zip(ys, values, strict=True):
-            axis.annotate(f"{value:.3g} {part.unit}", (value, y), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8, color="#334155")
+            axis.annotate(
+                f"{value:.3g} {part.unit}",
+                (value, y),
+                xytext=(6, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+                color="#334155",
+            )
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
     axis.margins(x=0.15)
@@ -58,7 +98,14 @@ def _scatter(plt, part: Scatter):  # type: ignore[no-untyped-def]
     axis.set_yscale("log")
     slowest = sorted(range(len(part.y)), key=lambda i: part.y[i])
     for i in {*slowest[:3], *slowest[-3:]}:
-        axis.annotate(part.labels[i], (part.x[i], part.y[i]), xytext=(5, -9), textcoords="offset points", fontsize=7, color="#475569")
+        axis.annotate(
+            part.labels[i],
+            (part.x[i], part.y[i]),
+            xytext=(5, -9),
+            textcoords="offset points",
+            fontsize=7,
+            color="#475569",
+        )
     axis.set_xlabel(part.x_label)
     axis.set_ylabel(part.y_label)
     axis.grid(True, which="major", color="#e2e8f0", lw=0.6)

@@ -35,21 +35,31 @@ def run(config: Any) -> Outcome:
     from deploy.runner import execute
     from deploy.verbs.report import ReportConfig
     from deploy.verbs.report import run as report
+
     if not config.model:
         raise UserError("MODEL is missing: give a checkpoint, for example: deploy all model.pt --bits 4")
     root = Path(config.output)
     if config.dry_run:
-        steps = [f"{s.name}: {step}" for s in _chain() for step in s.plan(_settings(s, config, root, _source(s, root, config)))]
+        steps = [
+            f"{s.name}: {step}"
+            for s in _chain()
+            for step in s.plan(_settings(s, config, root, _source(s, root, config)))
+        ]
         if not Path(config.model).exists():
             raise UserError(f"model {config.model} does not exist; check the path")
-        return Outcome(tuple(f"{i}. {s}" for i, s in enumerate([*steps, f"report: write {root / 'report'}"], 1)), {"plan": steps})
+        return Outcome(
+            tuple(f"{i}. {s}" for i, s in enumerate([*steps, f"report: write {root / 'report'}"], 1)), {"plan": steps}
+        )
     lines: list[str] = []
     data: dict[str, Any] = {}
     code = 0
     for stage in _chain():
         done = execute(stage, _settings(stage, config, root, _source(stage, root, config)))
         outcome = stage.describe(done.manifest["summary"], done.folder)
-        lines += [*([] if lines else outcome.lines[:1]), *(f"{stage.name}: {line}" for line in (outcome.lines if lines else outcome.lines[1:]))]
+        lines += [
+            *([] if lines else outcome.lines[:1]),
+            *(f"{stage.name}: {line}" for line in (outcome.lines if lines else outcome.lines[1:])),
+        ]
         lines[-1] += " (reused)" if done.reused else f" ({done.manifest['wall_seconds']:.1f} s)"
         data[stage.name] = done.manifest["summary"]
         code = max(code, outcome.code)

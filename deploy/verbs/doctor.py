@@ -41,8 +41,12 @@ def run(config: DoctorConfig) -> Outcome:
             rows.append((need.name, found or "missing", need.without, "" if found else need.get))
             data[need.name] = {"found": found, "without": need.without, "get": need.get}
     width = [max(len(r[i]) for r in rows) for i in range(3)]
-    lines = tuple(f"{'ok ' if r[1] != 'missing' else 'no '} {r[0]:{width[0]}}  {r[1]:{width[1]}}  "
-                  + (f"without it: {r[2]:{width[2]}}" if r[2] else "") + (f"  get it: {r[3]}" if r[3] else "") for r in rows)
+    lines = tuple(
+        f"{'ok ' if r[1] != 'missing' else 'no '} {r[0]:{width[0]}}  {r[1]:{width[1]}}  "
+        + (f"without it: {r[2]:{width[2]}}" if r[2] else "")
+        + (f"  get it: {r[3]}" if r[3] else "")
+        for r in rows
+    )
     return Outcome(lines, {"found": data})
 
 

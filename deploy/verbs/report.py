@@ -24,13 +24,17 @@ def run(config: ReportConfig) -> Outcome:
     if not config.folder:
         raise UserError("FOLDER is missing: give a folder that a deploy command wrote")
     from deploy.report.page import build
+
     target = Path(config.output).absolute()
     html, data = build([Path(f) for f in config.folder], target)
     target.mkdir(parents=True, exist_ok=True)
     artifact.write_file(target / "report.html", html.encode())
     artifact.write_file(target / "report.json", artifact.canonical(data))
-    return Outcome((f"wrote {target / 'report.html'} ({len(html) / 1e6:.2f} MB, self-contained) and report.json",), {"html": str(target / "report.html")},
-                   f"open {target / 'report.html'}")
+    return Outcome(
+        (f"wrote {target / 'report.html'} ({len(html) / 1e6:.2f} MB, self-contained) and report.json",),
+        {"html": str(target / "report.html")},
+        f"open {target / 'report.html'}",
+    )
 
 
 COMMAND = Command("report", "one page from output folders, two runs side by side", ReportConfig, run, order=50)

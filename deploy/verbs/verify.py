@@ -32,7 +32,14 @@ def run(config: VerifyConfig) -> Outcome:
         name = str(folder.relative_to(root)) if folder != root else folder.name
         manifest = artifact.read_manifest(folder)
         bad = artifact.damaged(folder, manifest)
-        rows.append((name, "files have their recorded sha256", not bad, f"{len(manifest['files'])} files" if not bad else f"damaged: {', '.join(bad[:3])}"))
+        rows.append(
+            (
+                name,
+                "files have their recorded sha256",
+                not bad,
+                f"{len(manifest['files'])} files" if not bad else f"damaged: {', '.join(bad[:3])}",
+            )
+        )
         for key, source in manifest["inputs"].items():
             path = _find_input(Path(source["path"]), folder)
             if path is None:

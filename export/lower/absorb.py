@@ -32,7 +32,14 @@ def _call(model: ir.Model) -> Result:
         while True:
             source = quantize.inputs[0]
             node = source.producer() if source is not None else None
-            if source is None or node is None or node.op_type not in ("Relu", "Clip") or len(source.uses()) != 1 or source.is_graph_output() or not _absorbed(node, quantize):
+            if (
+                source is None
+                or node is None
+                or node.op_type not in ("Relu", "Clip")
+                or len(source.uses()) != 1
+                or source.is_graph_output()
+                or not _absorbed(node, quantize)
+            ):
                 break
             quantize.replace_input_with(0, node.inputs[0])
             changed = True

@@ -9,7 +9,17 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from export.lower.base import Pass, Result, array_of, constant, drop_unused, is_weight_quant, of_type, quant_bits, substitute
+from export.lower.base import (
+    Pass,
+    Result,
+    array_of,
+    constant,
+    drop_unused,
+    is_weight_quant,
+    of_type,
+    quant_bits,
+    substitute,
+)
 
 
 def _call(model: ir.Model) -> Result:
@@ -22,14 +32,19 @@ def _call(model: ir.Model) -> Result:
             continue
         bits, signed, narrow = quant_bits(node)
         if signed not in zero_points:
-            zero_points[signed] = constant(graph, "zero_signed" if signed else "zero_unsigned", np.array(128 if signed else 0, np.uint8))
+            zero_points[signed] = constant(
+                graph, "zero_signed" if signed else "zero_unsigned", np.array(128 if signed else 0, np.uint8)
+            )
         step = constant(graph, f"{node.outputs[0].name}_scale", scale.reshape(()).astype(np.float32))
         source: ir.Value = node.inputs[0]
         nodes = []
         if bits < 8 or narrow:
             high = (1 << (bits - 1)) - 1 if signed else (1 << bits) - 1
             low = (-high if narrow else -high - 1) if signed else 0
-            ends = [constant(graph, f"{node.outputs[0].name}_{n}", np.array(np.float32(v) * np.float32(scale.reshape(())))) for n, v in (("low", low), ("high", high))]
+            ends = [
+                constant(graph, f"{node.outputs[0].name}_{n}", np.array(np.float32(v) * np.float32(scale.reshape(()))))
+                for n, v in (("low", low), ("high", high))
+            ]
             clip = ir.node("Clip", [source, *ends])
             nodes.append(clip)
             source = clip.outputs[0]

@@ -64,7 +64,15 @@ def run(model: ir.Model, passes: Sequence[Pass]) -> tuple[ir.Model, Report]:
 
 def fingerprint(model: ir.Model) -> tuple[Any, ...]:
     """The structure of a graph: operators, connections, initializer names; equal only where nothing was rewritten."""
-    nodes = tuple((n.domain, n.op_type, tuple(v.name if v is not None else "" for v in n.inputs), tuple(v.name for v in n.outputs)) for n in model.graph)
+    nodes = tuple(
+        (
+            n.domain,
+            n.op_type,
+            tuple(v.name if v is not None else "" for v in n.inputs),
+            tuple(v.name for v in n.outputs),
+        )
+        for n in model.graph
+    )
     return nodes, tuple(sorted(model.graph.initializers))
 
 

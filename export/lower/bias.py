@@ -11,7 +11,20 @@ import onnx_ir as ir
 
 from export.lower.base import Pass, Result, array_of, constant, drop_unused, of_type
 
-KEEPS = {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Identity", "DequantizeLinear", "Relu", "Split", "Gather"}
+KEEPS = {
+    "MaxPool",
+    "Reshape",
+    "Flatten",
+    "Transpose",
+    "Squeeze",
+    "Unsqueeze",
+    "Slice",
+    "Identity",
+    "DequantizeLinear",
+    "Relu",
+    "Split",
+    "Gather",
+}
 
 
 def grid_scale(value: ir.Value | None) -> float | None:
@@ -23,7 +36,11 @@ def grid_scale(value: ir.Value | None) -> float | None:
         if node.op_type == "DequantizeLinear":
             source = node.inputs[0].producer() if node.inputs[0] is not None else None
             scale = array_of(node.inputs[1])
-            return float(scale.reshape(-1)[0]) if source is not None and source.op_type == "QuantizeLinear" and scale is not None else None
+            return (
+                float(scale.reshape(-1)[0])
+                if source is not None and source.op_type == "QuantizeLinear" and scale is not None
+                else None
+            )
         value = node.inputs[0]
     return None
 

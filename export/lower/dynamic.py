@@ -27,7 +27,11 @@ def _call(model: ir.Model) -> Result:
     quantized: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
     for node in of_type(model, "MatMul", "Gemm"):
         scale = weight_scale(node.inputs[1])
-        if scale is None or grid_scale(node.inputs[0]) is not None or (node.op_type == "Gemm" and not _plain_gemm(node)):
+        if (
+            scale is None
+            or grid_scale(node.inputs[0]) is not None
+            or (node.op_type == "Gemm" and not _plain_gemm(node))
+        ):
             continue
         dequantize = node.inputs[1].producer()  # type: ignore[union-attr]
         axis = attribute(dequantize, "axis", 1) if scale.size > 1 else None

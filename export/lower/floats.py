@@ -17,7 +17,7 @@ _INTEGER_LAYERS = ("Conv", "Gemm", "MatMul", "ConvTranspose")
 
 
 def _gather(graph: ir.Graph, node: ir.Node, dequantize: ir.Node, scale: np.ndarray) -> bool:
-    if attribute(node, "axis", 0) != 0 or scale.size > 1 and attribute(dequantize, "axis", 1) != 0:
+    if attribute(node, "axis", 0) != 0 or (scale.size > 1 and attribute(dequantize, "axis", 1) != 0):
         return False
     rows = ir.node("Gather", [dequantize.inputs[0], node.inputs[1]], {"axis": 0})
     cast = ir.node("Cast", [rows.outputs[0]], {"to": int(ir.DataType.FLOAT)})

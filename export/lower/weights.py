@@ -41,13 +41,24 @@ def _call(model: ir.Model) -> Result:
             user, index, stored, at = use.node, use.idx, values, axis
             target = user
             if user.op_type == "Transpose":
-                order = [int(i) for i in user.attributes["perm"].as_ints()] if "perm" in user.attributes else list(range(values.ndim))[::-1]
+                order = (
+                    [int(i) for i in user.attributes["perm"].as_ints()]
+                    if "perm" in user.attributes
+                    else list(range(values.ndim))[::-1]
+                )
                 stored, at = values.transpose(order), None if axis is None else order.index(axis)
-            elif user.op_type == "Gemm" and index == 1 and user.attributes.get("transB") is not None and user.attributes["transB"].as_int():
+            elif (
+                user.op_type == "Gemm"
+                and index == 1
+                and user.attributes.get("transB") is not None
+                and user.attributes["transB"].as_int()
+            ):
                 stored, at = values.T, None if axis is None else 1 - axis
                 user.attributes["transB"] = ir.AttrInt64("transB", 0)
             name = (node.inputs[0].name or "weight").replace("/", "_") if node.inputs[0] is not None else "weight"
-            out = _stored(graph, target, np.ascontiguousarray(stored), bits, scale.reshape(-1).astype(np.float32), at, name)
+            out = _stored(
+                graph, target, np.ascontiguousarray(stored), bits, scale.reshape(-1).astype(np.float32), at, name
+            )
             if user.op_type == "Transpose":
                 ir.convenience.replace_all_uses_with(user.outputs[0], out)
             else:
@@ -57,7 +68,9 @@ def _call(model: ir.Model) -> Result:
     return Result(model, changed)
 
 
-def _stored(graph: ir.Graph, before: ir.Node, values: np.ndarray, bits: int, scale: np.ndarray, axis: int | None, name: str) -> ir.Value:
+def _stored(
+    graph: ir.Graph, before: ir.Node, values: np.ndarray, bits: int, scale: np.ndarray, axis: int | None, name: str
+) -> ir.Value:
     nodes = []
     if bits <= 4:
         source = constant(graph, f"{name}_int4", values.astype(ml_dtypes.int4), ir.DataType.INT4)
@@ -68,7 +81,9 @@ def _stored(graph: ir.Graph, before: ir.Node, values: np.ndarray, bits: int, sca
         source = constant(graph, f"{name}_int8", values)
     per_tensor = axis is None
     scale_value = constant(graph, f"{name}_scale", scale.reshape(()) if per_tensor else scale)
-    zero = constant(graph, f"{name}_zero", np.zeros(() if per_tensor else scale.shape, np.int8))  # ONNX Runtime's QGemm wants it spelled out
+    zero = constant(
+        graph, f"{name}_zero", np.zeros(() if per_tensor else scale.shape, np.int8)
+    )  # ONNX Runtime's QGemm wants it spelled out
     dequantize = ir.node("DequantizeLinear", [source, scale_value, zero], None if per_tensor else {"axis": axis})
     nodes.append(dequantize)
     graph.insert_before(before, nodes)

@@ -12,8 +12,13 @@ import onnxruntime as ort
 from deploy.errors import ToolError
 from hw.runtime.base import LayerTime
 
-_FAILURES = (ort.capi.onnxruntime_pybind11_state.Fail, ort.capi.onnxruntime_pybind11_state.InvalidGraph, ort.capi.onnxruntime_pybind11_state.NotImplemented,
-             ort.capi.onnxruntime_pybind11_state.RuntimeException, ort.capi.onnxruntime_pybind11_state.InvalidArgument)
+_FAILURES = (
+    ort.capi.onnxruntime_pybind11_state.Fail,
+    ort.capi.onnxruntime_pybind11_state.InvalidGraph,
+    ort.capi.onnxruntime_pybind11_state.NotImplemented,
+    ort.capi.onnxruntime_pybind11_state.RuntimeException,
+    ort.capi.onnxruntime_pybind11_state.InvalidArgument,
+)
 
 
 def _options(threads: int) -> ort.SessionOptions:
@@ -33,14 +38,18 @@ class OrtProgram:
         try:
             self._session = ort.InferenceSession(data, _options(threads), providers=["CPUExecutionProvider"])
         except _FAILURES as error:
-            raise ToolError(f"ONNX Runtime {ort.__version__} refuses the model: {str(error).splitlines()[0][:200]}", str(error)) from error
+            raise ToolError(
+                f"ONNX Runtime {ort.__version__} refuses the model: {str(error).splitlines()[0][:200]}", str(error)
+            ) from error
         self._names = [i.name for i in self._session.get_inputs()]
 
     def run(self, values: list[np.ndarray]) -> list[np.ndarray]:
         try:
             return list(self._session.run(None, dict(zip(self._names, values, strict=True))))
         except _FAILURES as error:
-            raise ToolError(f"ONNX Runtime {ort.__version__} failed while running: {str(error).splitlines()[0][:200]}", str(error)) from error
+            raise ToolError(
+                f"ONNX Runtime {ort.__version__} failed while running: {str(error).splitlines()[0][:200]}", str(error)
+            ) from error
 
     def layers(self, values: list[np.ndarray], repeats: int) -> list[LayerTime]:
         options = _options(self._threads)

@@ -99,7 +99,13 @@ def stem(model: onnx.ModelProto) -> onnx.ModelProto | None:
         return None
     source = copy.graph.input[0]
     dims = [d.dim_value for d in source.type.tensor_type.shape.dim]
-    if len(dims) != 4 or not 0 < dims[1] <= STEM_CHANNELS or dims[2] % 2 or dims[3] % 2 or index.uses.get(source.name) != 1:
+    if (
+        len(dims) != 4
+        or not 0 < dims[1] <= STEM_CHANNELS
+        or dims[2] % 2
+        or dims[3] % 2
+        or index.uses.get(source.name) != 1
+    ):
         return None
     quantize = next(n for n in copy.graph.node if source.name in n.input)
     if quantize.op_type != "QuantizeLinear" or index.uses.get(quantize.output[0]) != 1:
@@ -134,19 +140,29 @@ def stem(model: onnx.ModelProto) -> onnx.ModelProto | None:
         ends.append(high)
     (top, hh), (left, hw) = sizes
     grown = np.zeros((out, channels, 2 * hh, 2 * hw), np.int8)
-    grown[:, :, top:top + kh, left:left + kw] = values
+    grown[:, :, top : top + kh, left : left + kw] = values
     split = grown.reshape(out, channels, hh, 2, hw, 2).transpose(0, 3, 5, 1, 2, 4).reshape(out, 4 * channels, hh, hw)
     _store(tensor, np.ascontiguousarray(split))
     quantize.input[0] = f"{source.name}_blocks"
-    copy.graph.node.insert(0, helper.make_node("SpaceToDepth", [source.name], [f"{source.name}_blocks"], "stem/SpaceToDepth", blocksize=2))
+    copy.graph.node.insert(
+        0, helper.make_node("SpaceToDepth", [source.name], [f"{source.name}_blocks"], "stem/SpaceToDepth", blocksize=2)
+    )
     for name in ("strides", "pads", "kernel_shape"):
         if name in attributes:
             conv.attribute.remove(attributes[name])
-    conv.attribute.extend([helper.make_attribute("strides", [1, 1]), helper.make_attribute("pads", [*starts, *ends]), helper.make_attribute("kernel_shape", [hh, hw])])
+    conv.attribute.extend(
+        [
+            helper.make_attribute("strides", [1, 1]),
+            helper.make_attribute("pads", [*starts, *ends]),
+            helper.make_attribute("kernel_shape", [hh, hw]),
+        ]
+    )
     del copy.graph.value_info[:]
     return copy
 
 
-def choose_layers(names: Iterable[str], direct: dict[str, float], product: dict[str, float], margin: float = 0.95) -> list[str]:
+def choose_layers(
+    names: Iterable[str], direct: dict[str, float], product: dict[str, float], margin: float = 0.95
+) -> list[str]:
     """The convolutions that the matrix kernel runs in at most `margin` of the direct kernel's time; times by layer name."""
     return [n for n in names if n in direct and n in product and product[n] < margin * direct[n]]

@@ -49,6 +49,7 @@ class TvmProgram:
         os.environ["TVM_NUM_THREADS"] = str(threads)
         import tvm
         from tvm import relax
+
         self._tvm: Any = tvm
         self._vm: Any = relax.VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
 
@@ -65,14 +66,25 @@ class TvmRuntime:
     name = "tvm"
 
     def missing(self) -> str:
-        return "" if importlib.util.find_spec("tvm") is not None else "TVM is not installed; pip install 'deploy-toolchain[tvm]'"
+        return (
+            ""
+            if importlib.util.find_spec("tvm") is not None
+            else "TVM is not installed; pip install 'deploy-toolchain[tvm]'"
+        )
 
     def load(self, model: onnx.ModelProto, threads: int, work: Path) -> TvmProgram:
         if self.missing():
             raise ToolError(self.missing())
         source, library, log = work / "tvm.onnx", work / "tvm.so", work / "tvm.log"
         source.write_bytes(widen_int4(model).SerializeToString())
-        run(_PYTHON, ["-m", "hw.runtime.tvm_compile", str(source), str(library)], cwd=work, log=log, outputs=(library,), timeout=COMPILE_SECONDS)
+        run(
+            _PYTHON,
+            ["-m", "hw.runtime.tvm_compile", str(source), str(library)],
+            cwd=work,
+            log=log,
+            outputs=(library,),
+            timeout=COMPILE_SECONDS,
+        )
         return TvmProgram(library, threads)
 
 

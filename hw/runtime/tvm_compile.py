@@ -12,9 +12,12 @@ def compile_file(source: str, library: str) -> None:
     import tvm
     from tvm import relax
     from tvm.relax.frontend.onnx import from_onnx
+
     module = from_onnx(onnx.load(source), keep_params_in_input=False)
     module = relax.transform.DecomposeOpsForInference()(module)
-    executable = tvm.compile(module, target=tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()}))
+    executable = tvm.compile(
+        module, target=tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
+    )
     executable.export_library(library)
 
 
