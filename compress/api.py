@@ -17,6 +17,7 @@ from compress.graph import relative_error
 from compress.quantize.equalize import equalize
 from compress.quantize.plan import WEIGHTS, count_macs, make_plan
 from compress.quantize.ptq import choose, quantize
+from compress.quantize.smooth import smooth
 from compress.quantize.synthetic import has_statistics, synthesize
 from compress.reparam import merge_branches
 from deploy.arch import Preprocess
@@ -161,6 +162,8 @@ def compress(
     if chosen.equalize and isinstance(root, fx.GraphModule):
         root, remark = equalize(root, example)
         remarks.append(remark)
+    if chosen.smooth and isinstance(root, fx.GraphModule):
+        remarks.append(f"activation channels of {smooth(root, batches[:4])} groups of layers equalized")
     plan = make_plan(root, root if isinstance(root, fx.GraphModule) else None, config, macs, bool(batches))
     quantized = quantize(root, plan, config, chosen, batches)
     recipe = {

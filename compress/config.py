@@ -49,7 +49,11 @@ class CompressConfig:
         "channel", "weight scales per output channel or per tensor", choices=("channel", "tensor")
     )
     fold: bool = option(True, "fold BatchNorm into convolutions (per-channel scales keep this harmless)")
-    equalize: str = option("auto", "cross-layer weight equalization; auto: below 8 bits", choices=("auto", "on", "off"))
+    equalize: str = option(
+        "auto",
+        "move range between layers; auto: activations into weights from 6 bits on, weights across layers with per-tensor scales",
+        choices=("auto", "on", "off"),
+    )
     bias_correction: str = option(
         "auto", "correct the mean error of quantized layers; auto: below 8 bits", choices=("auto", "on", "off")
     )

@@ -76,6 +76,13 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
     return {k: (v.clone() if shared.setdefault(v.data_ptr(), k) != k else v) for k, v in state.items()}
 
 
+def store(path: Path, tensors: dict[str, Tensor], meta: dict[str, str] | None = None) -> None:
+    """Write a safetensors file. A full disk is an OSError here, where the library's own writer would raise its own error."""
+    from safetensors.torch import save
+
+    path.write_bytes(save(tensors, meta))
+
+
 def restore(module: nn.Module, state: dict[str, Tensor], where: Path) -> None:
     """Load stored tensors strictly. Raises UserError when names, shapes or types differ."""
     full = dict(state)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from compress import recipe as recipes
 from compress.api import compress
@@ -67,10 +66,12 @@ def run_stage(config: CompressConfig, folder: Path) -> dict[str, Any]:
     if loaded.arch is None:
         shutil.copyfile(loaded.path, folder / recipes.PROGRAM)
     else:
-        save_file(float_state, folder / recipes.FLOAT, {"arch": loaded.arch, "arch_args": json.dumps(loaded.arch_args)})
+        recipes.store(
+            folder / recipes.FLOAT, float_state, {"arch": loaded.arch, "arch_args": json.dumps(loaded.arch_args)}
+        )
     (folder / recipes.RECIPE).write_text(json.dumps(result.recipe, indent=1) + "\n")
     (folder / RECORD).write_text(json.dumps(result.record, indent=1) + "\n")
-    save_file(recipes.state_of(result.module), folder / recipes.STATE)
+    recipes.store(folder / recipes.STATE, recipes.state_of(result.module))
     arch = config.arch if loaded.arch and loaded.arch.partition(":")[0] not in ("deploy", "timm", "torchvision") else ""
     _check_reload(folder, arch, result.module, loaded)
     record = result.record

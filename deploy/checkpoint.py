@@ -9,7 +9,7 @@ import pickle
 import pickletools
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -213,15 +213,22 @@ def _state_and_arch(path: Path, trust: bool) -> tuple[Mapping[str, Any] | nn.Mod
     return inner, arch, dict(args)
 
 
+def _without_prefix(tensors: Mapping[str, Any], wanted: Set[str] = frozenset()) -> dict[str, Any]:
+    """Remove a wrapper's prefix (DataParallel, torch.compile, a training class) that every key has and the model does not."""
+    found = dict(tensors)
+    for prefix in _PREFIXES:
+        if found and all(k.startswith(prefix) for k in found) and not any(k.startswith(prefix) for k in wanted):
+            found = {k[len(prefix) :]: v for k, v in found.items()}
+    return found
+
+
 def _clean_state(path: Path, state: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
     import torch
 
     tensors = {str(k): v for k, v in state.items() if isinstance(v, torch.Tensor)}
     if not tensors:
         raise UserError(f"model file {path} holds no tensors; it must hold a state_dict")
-    for prefix in _PREFIXES:
-        if all(k.startswith(prefix) for k in tensors) and not any(k.startswith(prefix) for k in wanted):
-            tensors = {k[len(prefix) :]: v for k, v in tensors.items()}
+    tensors = _without_prefix(tensors, set(wanted))
     for key, value in wanted.items():
         if key.endswith("num_batches_tracked") and key not in tensors:
             tensors[key] = value
@@ -291,7 +298,7 @@ def load(
             f"model file {path} names no architecture; give --arch timm:NAME, torchvision:NAME or pkg.mod:factory"
         )
     factory = archs.resolve(name, from_user=bool(arch))
-    args = {**factory.own_args(state), **args, **archs.parse_args(arch_args)}
+    args = {**factory.own_args(_without_prefix(state)), **args, **archs.parse_args(arch_args)}
     module = instantiate(name if arch else factory.name, args, from_user=bool(arch))
     module.load_state_dict(_clean_state(path, state, module.state_dict()), strict=True)
     module.eval()

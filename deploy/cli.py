@@ -122,7 +122,8 @@ def _dispatch(argv: list[str]) -> int:
         parser.print_help()
         return errors.USER
     file, save, as_json = given.pop("config"), given.pop("save_config"), given.pop("json")
-    quiet, dry_run = given.pop("quiet"), given.pop("dry_run", False)
+    quiet = given.pop("quiet")
+    dry_run = isinstance(verbs[name], Stage) and given.pop("dry_run")
     from deploy import progress
 
     progress.use("silent" if quiet else "bar" if sys.stderr.isatty() else "lines")

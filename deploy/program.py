@@ -242,14 +242,7 @@ def raise_layers(gm: fx.GraphModule) -> fx.GraphModule:
             node.target = _FUNCTIONS[target]
     gm.graph.eliminate_dead_code()
     gm.delete_all_unused_submodules()
-    plain = fx.GraphModule(gm, fx.Graph())
-    plain.graph = _plain_signature(gm.graph)
-    for name in list(dict(plain.named_parameters(recurse=False))):
-        if not any(n.op == "get_attr" and n.target == name for n in plain.graph.nodes):
-            delattr(plain, name)
-    plain.recompile()
-    plain.delete_all_unused_submodules()
-    return plain.eval()
+    return fx.GraphModule(gm, _plain_signature(gm.graph)).eval()
 
 
 def _plain_signature(graph: fx.Graph) -> fx.Graph:

@@ -23,6 +23,7 @@ class Chosen:
     rounding: str
     weight_scale: str
     equalize: bool
+    smooth: bool
     bias_correction: bool
 
 
@@ -34,9 +35,13 @@ def choose(config: CompressConfig, traced: bool, has_data: bool) -> Chosen:
     if rounding == "gptq" and not walkable:
         rounding = "nearest"
     scale = config.weight_scale if config.weight_scale != "auto" else "mse" if low else "max"
-    equalize = config.equalize == "on" or (config.equalize == "auto" and config.granularity == "tensor")
+    per_tensor = config.granularity == "tensor"
+    equalize = config.equalize != "off" and per_tensor
+    smooth = (
+        walkable and not per_tensor and (config.equalize == "on" or (config.equalize == "auto" and config.bits >= 6))
+    )
     correction = config.bias_correction == "on" or (config.bias_correction == "auto" and low)
-    return Chosen(rounding, scale, equalize and traced, correction and walkable)
+    return Chosen(rounding, scale, equalize and traced, smooth, correction and walkable)
 
 
 def quantize(
@@ -90,7 +95,7 @@ def _nearest(layers: dict[str, nn.Module], plan: Plan, chosen: Chosen) -> None:
         scheme.set_weight_scale(
             layer,
             weight_scales(
-                weight, scheme.bits_of(layer), scheme.output_axis(layer), plan.per_channel, chosen.weight_scale
+                weight, scheme.bits_of(layer), scheme.output_axis(layer), scheme.is_per_channel(layer), chosen.weight_scale
             ),
         )
         layer.weight.data = scheme.integers(layer).to(torch.float32) * scheme.weight_scale(layer)  # type: ignore[union-attr]

@@ -161,8 +161,12 @@ def supported(module: nn.Module) -> bool:
 
 
 def quantized_layer(layer: nn.Module, bits: int, per_channel: bool = True) -> nn.Module:
-    """The Brevitas form of a float layer, holding the same weight and bias; its scale is still 1."""
-    quantizer = _Weight if per_channel else _WeightPerTensor
+    """The Brevitas form of a float layer, holding the same weight and bias; its scale is still 1.
+
+    Grouped transposed convolutions have one scale per tensor: Brevitas has no scale per channel and group for them.
+    """
+    grouped_transpose = "Transpose" in type(layer).__name__ and getattr(layer, "groups", 1) > 1
+    quantizer = _WeightPerTensor if grouped_transpose or not per_channel else _Weight
     if type(layer) is nn.Embedding:
         new = qnn.QuantEmbedding(
             layer.num_embeddings,
@@ -220,6 +224,11 @@ def weight_scale(layer: nn.Module) -> Tensor:
 def set_weight_scale(layer: nn.Module, scale: Tensor) -> None:
     value = weight_scale(layer)
     value.copy_(scale.reshape(value.shape))
+
+
+def is_per_channel(layer: nn.Module) -> bool:
+    """Whether a quantized layer has a scale per output channel (a layer of one channel counts as per tensor)."""
+    return weight_scale(layer).numel() > 1
 
 
 @torch.no_grad()

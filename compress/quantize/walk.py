@@ -185,14 +185,10 @@ def round_layer(
     if second_order:
         h, g = moments(float_layer, xq, x, y, rng)
         weight = refit(_grouped(float_layer, weight), h, g).reshape(weight.shape)
-    scale = weight_scales(weight, bits, axis, options.per_channel, options.weight_scale)
+    scale = weight_scales(weight, bits, axis, scheme.is_per_channel(layer), options.weight_scale)
     scheme.set_weight_scale(layer, scale)
     if second_order:
-        full = (
-            scale.expand(weight.shape[0], *scale.shape[1:])
-            if options.per_channel
-            else scale.expand(weight.shape[0], *[1] * (weight.ndim - 1))
-        )
+        full = scale.reshape(-1).expand(weight.shape[0])
         grouped = _grouped(float_layer, weight)
         layer.weight.data = gptq(grouped, h, full.reshape(grouped.shape[0], -1), bits).reshape(weight.shape)
     else:
