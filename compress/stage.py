@@ -114,14 +114,5 @@ def check_folder(folder: Path, seed: int) -> list[tuple[str, bool, str]]:
     values = [torch.from_numpy(x) for x in examples(recipes.inputs_of(recipe), seed)]
     with torch.no_grad():
         out = flatten(module(*values))
-        reference = flatten(recipes.load_float(folder, str(recipe["arch"] or ""))(*values))
     varied = all(bool(torch.isfinite(t).all()) for t in out) and any(bool((t != t.reshape(-1)[0]).any()) for t in out)
-    noise = float((out[0] - reference[0]).square().mean())
-    sqnr = 10 * float(torch.log10(reference[0].square().mean() / max(noise, 1e-30)))
-    return [
-        (
-            "reloads strictly, outputs vary",
-            varied,
-            f"{sqnr:.1f} dB signal to noise against the float model on fresh random inputs",
-        )
-    ]
+    return [("reloads strictly, outputs vary", varied, f"{sum(t.numel() for t in out)} outputs on fresh inputs")]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,8 +22,9 @@ from export import onnxfile, parity
 from export.stage import FLOAT, RUNTIME, read_record
 from hw import latency, work
 from hw.config import ProfileConfig
+from hw.layers import by_layer, layer_table
 from hw.runtime import ort_kernels, runtimes
-from hw.runtime.base import LayerTime, Program
+from hw.runtime.base import Program
 
 BEST, RECORD = "best.onnx", "profile.json"
 BASELINE = "float32 on onnxruntime"
@@ -127,47 +127,6 @@ def _start(candidates: Sequence[Candidate], values: list[np.ndarray], threads: i
             item.program, item.error = None, str(error)
 
 
-def _aliases(model: onnx.ModelProto) -> dict[str, str]:
-    """Every name under which a runtime may report a heavy node: its own, its output's, and those of a ReLU or Add fused to it."""
-    users: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            users.setdefault(name, []).append(node)
-    found: dict[str, str] = {}
-    for node in model.graph.node:
-        if node.op_type not in work.HEAVY:
-            continue
-        found[node.name] = node.name
-        at = node
-        while True:
-            found.setdefault(at.output[0], node.name)
-            after = users.get(at.output[0], [])
-            if len(after) != 1 or after[0].op_type not in (
-                "Relu",
-                "Clip",
-                "Add",
-                "LeakyRelu",
-                "Sigmoid",
-                "HardSigmoid",
-                "Tanh",
-            ):
-                break
-            at = after[0]
-            found.setdefault(at.name, node.name)
-    return found
-
-
-def _by_layer(rows: Sequence[LayerTime], model: onnx.ModelProto) -> dict[str, float]:
-    """Times by the names of the file's heavy nodes; a runtime renames nodes when it fuses them."""
-    names = _aliases(model)
-    found: dict[str, float] = {}
-    for row in rows:
-        base = row.name.partition("_token")[0].removesuffix("_nchwc").removesuffix("_quant")
-        if base in names:
-            found[names[base]] = found.get(names[base], 0.0) + row.microseconds
-    return found
-
-
 def tuned(item: Candidate, values: list[np.ndarray], threads: int, folder: Path) -> list[Candidate]:
     """Equivalent candidates through other kernels of ONNX Runtime, where the file has convolutions that allow them."""
     runtime = runtimes()[item.runtime]
@@ -175,8 +134,8 @@ def tuned(item: Candidate, values: list[np.ndarray], threads: int, folder: Path)
     names = ort_kernels.convolutions(model)
     if not names:
         return []
-    direct = _by_layer(runtime.load(model, threads, folder).layers(values, 15), model)
-    product = _by_layer(runtime.load(ort_kernels.matrix(model, names), threads, folder).layers(values, 15), model)
+    direct = by_layer(runtime.load(model, threads, folder).layers(values, 15), model)
+    product = by_layer(runtime.load(ort_kernels.matrix(model, names), threads, folder).layers(values, 15), model)
     layers = ort_kernels.choose_layers(names, direct, product)
     if not layers and model is item.model:
         return []
@@ -249,56 +208,6 @@ def choose(
     return baseline.name, why
 
 
-def _float_left(model: onnx.ModelProto, rows: Sequence[LayerTime]) -> list[dict[str, Any]]:
-    """Heavy operators that the runtime still runs in float, and why."""
-    quantized = {n.name for n in model.graph.node if n.op_type in work.HEAVY}
-    left = []
-    for row in rows:
-        if row.op in ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose"):
-            node = next((n for n in model.graph.node if row.name.startswith(n.name) and n.name in quantized), None)
-            constant = node is not None and work._stored(
-                node.input[1],
-                {i.name: i for i in model.graph.initializer},
-                {o: n for n in model.graph.node for o in n.output},
-            )
-            why = "both inputs are activations" if not constant else "its input or output is not on an integer grid"
-            left.append({"layer": row.name, "op": row.op, "us": row.microseconds, "why": why})
-    return left
-
-
-def _layer_table(
-    item: Candidate, base: Candidate, values: list[np.ndarray]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, float]]:
-    if item.program is None or base.program is None:
-        return [], [], {}
-    rows, floats = item.program.layers(values, 30), base.program.layers(values, 30)
-    counted = {w.name: w for w in work.count(item.model)}
-    float_times = _by_layer(floats, base.model)
-    times = _by_layer(rows, item.model)
-    table = []
-    for name, w in counted.items():
-        if name not in times:
-            continue
-        us = times[name]
-        table.append(
-            {
-                "layer": name,
-                "op": w.op,
-                "macs": w.macs,
-                "parameters": w.parameters,
-                "weight_bytes": w.weight_bytes,
-                "activation_bytes": w.activation_bytes,
-                "us": us,
-                "float_us": float_times.get(name),
-                "gmacs": w.macs / max(us, 1e-3) / 1e3,
-            }
-        )
-    by_op: Counter[str] = Counter()
-    for row in rows:
-        by_op[row.op] += row.microseconds  # type: ignore[assignment]
-    return table, _float_left(item.model, rows), {k: float(v) for k, v in by_op.most_common()}
-
-
 def run_stage(config: ProfileConfig, folder: Path) -> dict[str, Any]:
     """Measure; write `profile.json` and the chosen file as `best.onnx`; returns the summary."""
     if config.samples < latency.MIN_SAMPLES:
@@ -345,7 +254,9 @@ def run_stage(config: ProfileConfig, folder: Path) -> dict[str, Any]:
         chosen_name, why = choose(candidates, baseline, times, config.max_drop, bool(batches))
         chosen = next(c for c in candidates if c.name == chosen_name)
         shown = chosen if chosen.runtime == "onnxruntime" else baseline
-        layers, float_left, by_op = _layer_table(shown, baseline, values)
+        if shown.program is None or baseline.program is None:
+            raise DeployError(f"{shown.name} did not start")
+        layers, left, by_op = layer_table(shown.model, shown.program, baseline.model, baseline.program, values)
     peak = work.peaks(config.threads)
     (folder / BEST).write_bytes(chosen.model.SerializeToString())
     rows = {
@@ -370,7 +281,7 @@ def run_stage(config: ProfileConfig, folder: Path) -> dict[str, Any]:
     detail = {
         **summary,
         "layers": layers,
-        "float_left": float_left,
+        "float_left": left,
         "by_operator_us": by_op,
         "peaks": asdict(peak),
         "integer": _is_integer(by_op),

@@ -37,7 +37,7 @@ def count(model: onnx.ModelProto) -> list[Work]:
     for node in model.graph.node:
         if node.op_type not in HEAVY:
             continue
-        weight = _stored(node.input[1], init, producers)
+        weight = stored(node.input[1], init, producers)
         out = shapes.get(node.output[0], ())
         first = shapes.get(node.input[0], ())
         if weight is not None:
@@ -67,7 +67,7 @@ def count(model: onnx.ModelProto) -> list[Work]:
     return rows
 
 
-def _stored(name: str, init: dict[str, TensorProto], producers: dict[str, onnx.NodeProto]) -> TensorProto | None:
+def stored(name: str, init: dict[str, TensorProto], producers: dict[str, onnx.NodeProto]) -> TensorProto | None:
     """The initializer behind a weight, through Cast, DequantizeLinear, Mul, Transpose and Quant."""
     while name not in init:
         node = producers.get(name)

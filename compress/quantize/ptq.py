@@ -54,9 +54,7 @@ def quantize(
     if batches:
         _signs(module, plan, batches[0])
     floats = apply_plan(module, plan)
-    options = WalkOptions(
-        config.ranges, chosen.weight_scale, chosen.rounding, plan.per_channel, chosen.bias_correction, config.seed
-    )
+    options = WalkOptions(config.ranges, chosen.weight_scale, chosen.rounding, chosen.bias_correction, config.seed)
     if isinstance(module, fx.GraphModule) and batches and (chosen.rounding == "gptq" or chosen.bias_correction):
         seen = {n: f for n, f in floats.items() if not plan.layers[n].around}
         _nearest({n: m for n, m in _layers(module, plan).items() if n not in seen}, plan, chosen)
@@ -95,7 +93,11 @@ def _nearest(layers: dict[str, nn.Module], plan: Plan, chosen: Chosen) -> None:
         scheme.set_weight_scale(
             layer,
             weight_scales(
-                weight, scheme.bits_of(layer), scheme.output_axis(layer), scheme.is_per_channel(layer), chosen.weight_scale
+                weight,
+                scheme.bits_of(layer),
+                scheme.output_axis(layer),
+                scheme.is_per_channel(layer),
+                chosen.weight_scale,
             ),
         )
         layer.weight.data = scheme.integers(layer).to(torch.float32) * scheme.weight_scale(layer)  # type: ignore[union-attr]

@@ -29,7 +29,6 @@ class WalkOptions:
     ranges: str = "mse"
     weight_scale: str = "mse"
     rounding: str = "gptq"
-    per_channel: bool = True
     bias_correction: bool = True
     seed: int = 0
 

@@ -130,7 +130,9 @@ def test_dynamic_activation_is_onnx_dynamic_quantize_linear(low: float, high: fl
 def test_quantized_layer_computes_with_its_integers(layer: nn.Module, bits: int) -> None:
     torch.manual_seed(0)
     new = scheme.quantized_layer(layer, bits).eval()
-    scheme.set_weight_scale(new, weight_scales(layer.weight.detach(), bits, scheme.output_axis(layer), scheme.is_per_channel(new)))  # type: ignore[arg-type, operator]
+    scheme.set_weight_scale(
+        new, weight_scales(layer.weight.detach(), bits, scheme.output_axis(layer), scheme.is_per_channel(new))
+    )  # type: ignore[arg-type, operator]
     high = (1 << (bits - 1)) - 1
     assert int(scheme.integers(new).abs().max()) <= high, "narrow range"
     plain = layer.eval()

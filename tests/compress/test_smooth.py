@@ -23,7 +23,11 @@ class Bottleneck(nn.Module):
     def __init__(self, act: type[nn.Module], seed: int = 0) -> None:
         super().__init__()
         torch.manual_seed(seed)
-        self.stem, self.expand, self.depth = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 12, 1), nn.Conv2d(12, 12, 3, padding=1, groups=12)
+        self.stem, self.expand, self.depth = (
+            nn.Conv2d(3, 6, 1),
+            nn.Conv2d(6, 12, 1),
+            nn.Conv2d(12, 12, 3, padding=1, groups=12),
+        )
         self.project, self.head, self.act = nn.Conv2d(12, 6, 1), nn.Conv2d(6, 5, 1), act()
         with torch.no_grad():
             for layer in (self.stem, self.project):
