@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 from deploy.report.sections import Bars, Scatter
 
@@ -34,7 +35,7 @@ def svg(part: Bars | Scatter) -> str:
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
     plt.close(figure)
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
 
 
 def _bars(plt, part: Bars):  # type: ignore[no-untyped-def]
