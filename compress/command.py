@@ -7,7 +7,7 @@ from typing import Any
 
 from compress.config import CompressConfig
 from deploy.errors import UserError
-from deploy.stage import Outcome, Requirement, Stage
+from deploy.stage import Outcome, Requirement, Stage, lazy
 
 PACKAGES = ("torch", "torchvision", "timm", "brevitas", "numpy", "safetensors")
 
@@ -38,12 +38,6 @@ def plan(config: CompressConfig) -> list[str]:
     ]
 
 
-def run(config: CompressConfig, folder: Path) -> dict[str, Any]:
-    from compress.stage import run_stage
-
-    return run_stage(config, folder)
-
-
 def describe(summary: dict[str, Any], folder: Path) -> Outcome:
     lines = [
         summary["notice"],
@@ -66,28 +60,16 @@ def describe(summary: dict[str, Any], folder: Path) -> Outcome:
     return Outcome(tuple(lines), next=f"deploy export {folder} -o {folder.parent / 'export'}")
 
 
-def section(folder: Path, manifest: dict[str, Any]) -> Any:
-    from compress.section import section as build
-
-    return build(folder, manifest)
-
-
-def check(folder: Path, seed: int) -> list[tuple[str, bool, str]]:
-    from compress.stage import check_folder
-
-    return check_folder(folder, seed)
-
-
 STAGE = Stage(
     name="compress",
     help="make a trained model small: fold, merge, quantize",
     config=CompressConfig,
     inputs=inputs,
     plan=plan,
-    run=run,
+    run=lazy("compress.stage:run_stage"),
     describe=describe,
-    section=section,
-    check=check,
+    section=lazy("compress.section:section"),
+    check=lazy("compress.stage:check_folder"),
     order=10,
     packages=PACKAGES,
     requirements=(

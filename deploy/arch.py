@@ -109,16 +109,21 @@ def _torchvision(name: str) -> Architecture:
 _FAMILIES: dict[str, Callable[[str], Architecture]] = {"deploy": _own, "timm": _timm, "torchvision": _torchvision}
 
 
-def _factory(name: str) -> Architecture:
-    module_name, _, attribute = name.partition(":")
+def attribute(flag: str, name: str) -> Any:
+    """What `pkg.mod:attribute` names, for a name that the user gave with `flag`. Raises UserError when it is not there."""
+    module_name, _, attribute_name = name.partition(":")
     try:
-        factory = getattr(importlib.import_module(module_name), attribute)
+        return getattr(importlib.import_module(module_name), attribute_name)
     except ImportError as error:
         raise UserError(
-            f"--arch {name!r}: cannot import {module_name!r} ({error}); put its folder on PYTHONPATH"
+            f"{flag} {name}: cannot import {module_name!r} ({error}); put its folder on PYTHONPATH"
         ) from error
     except AttributeError:
-        raise UserError(f"--arch {name!r}: module {module_name!r} has no {attribute!r}") from None
+        raise UserError(f"{flag} {name}: module {module_name!r} has no {attribute_name!r}") from None
+
+
+def _factory(name: str) -> Architecture:
+    factory = attribute("--arch", name)
     if not callable(factory):
         raise UserError(f"--arch {name!r} is not callable; name a function or class that returns the module")
     return Architecture(name, factory)

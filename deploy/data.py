@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from deploy.arch import Preprocess
+from deploy.arch import Preprocess, attribute
 from deploy.errors import UserError
 from deploy.inputs import InputSpec
 
@@ -220,15 +219,7 @@ def _crop(image: Any, height: int, width: int, resize: int) -> np.ndarray:
 
 
 def _from_function(source: str, specs: Sequence[InputSpec], limit: int, flag: str) -> Iterator[Batch]:
-    module_name, _, attribute = source.partition(":")
-    try:
-        function = getattr(importlib.import_module(module_name), attribute)
-    except ImportError as error:
-        raise UserError(
-            f"{flag} {source}: cannot import {module_name!r} ({error}); put its folder on PYTHONPATH"
-        ) from error
-    except AttributeError:
-        raise UserError(f"{flag} {source}: module {module_name!r} has no {attribute!r}") from None
+    function = attribute(flag, source)
     left = limit
     for item in islice(function() if callable(function) else function, limit):
         row = list(item) if isinstance(item, (list, tuple)) else [item]

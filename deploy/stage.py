@@ -3,6 +3,7 @@ entry-point group `deploy.stages`; the module that holds it must import no heavy
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -72,6 +73,16 @@ class Stage:
     in_chain: bool = True
     packages: tuple[str, ...] = ()
     requirements: tuple[Requirement, ...] = ()
+
+
+def lazy(target: str) -> Callable[..., Any]:
+    """A function by `module:name` that is imported when it is first called, so that stage modules stay light."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        module, _, name = target.partition(":")
+        return getattr(importlib.import_module(module), name)(*args, **kwargs)
+
+    return call
 
 
 def discover() -> dict[str, Stage | Command]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.errors import UserError
-from deploy.stage import Outcome, Requirement, Stage
+from deploy.stage import Outcome, Requirement, Stage, lazy
 from export.config import ExportConfig
 
 
@@ -28,12 +28,6 @@ def plan(config: ExportConfig) -> list[str]:
     ]
 
 
-def run(config: ExportConfig, folder: Path) -> dict[str, Any]:
-    from export.stage import run_stage
-
-    return run_stage(config, folder)
-
-
 def describe(summary: dict[str, Any], folder: Path) -> Outcome:
     rows = summary["parity"]
     lines = [
@@ -49,28 +43,16 @@ def describe(summary: dict[str, Any], folder: Path) -> Outcome:
     return Outcome(tuple(lines), next=f"deploy profile {folder} -o {folder.parent / 'profile'}")
 
 
-def section(folder: Path, manifest: dict[str, Any]) -> Any:
-    from export.section import section as build
-
-    return build(folder, manifest)
-
-
-def check(folder: Path, seed: int) -> list[tuple[str, bool, str]]:
-    from export.stage import check_folder
-
-    return check_folder(folder, seed)
-
-
 STAGE = Stage(
     name="export",
     help="write ONNX for runtimes and QONNX for hardware, parity shown",
     config=ExportConfig,
     inputs=inputs,
     plan=plan,
-    run=run,
+    run=lazy("export.stage:run_stage"),
     describe=describe,
-    section=section,
-    check=check,
+    section=lazy("export.section:section"),
+    check=lazy("export.stage:check_folder"),
     order=20,
     packages=(
         "torch",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.errors import UserError
-from deploy.stage import Outcome, Requirement, Stage
+from deploy.stage import Outcome, Requirement, Stage, lazy
 from hw.config import ProfileConfig
 
 
@@ -32,12 +32,6 @@ def plan(config: ProfileConfig) -> list[str]:
     ]
 
 
-def run(config: ProfileConfig, folder: Path) -> dict[str, Any]:
-    from hw.profile import run_stage
-
-    return run_stage(config, folder)
-
-
 def describe(summary: dict[str, Any], folder: Path) -> Outcome:
     lines = []
     for name, row in summary["candidates"].items():
@@ -59,28 +53,16 @@ def describe(summary: dict[str, Any], folder: Path) -> Outcome:
     return Outcome(tuple(lines), next=f"deploy report {folder.parent} -o {folder.parent / 'report'}")
 
 
-def section(folder: Path, manifest: dict[str, Any]) -> Any:
-    from hw.section import section as build
-
-    return build(folder, manifest)
-
-
-def check(folder: Path, seed: int) -> list[tuple[str, bool, str]]:
-    from hw.profile import check_folder
-
-    return check_folder(folder, seed)
-
-
 PROFILE = Stage(
     name="profile",
     help="measure latency and accuracy of every candidate against float32, keep the best",
     config=ProfileConfig,
     inputs=inputs,
     plan=plan,
-    run=run,
+    run=lazy("hw.profile:run_stage"),
     describe=describe,
-    section=section,
-    check=check,
+    section=lazy("hw.section:section"),
+    check=lazy("hw.profile:check_folder"),
     order=40,
     packages=("onnx", "onnxruntime", "numpy", "apache-tvm"),
     requirements=(

@@ -66,7 +66,7 @@ _KEEP_METHODS = {
     "split",
     "narrow",
 }
-_JOIN_FUNCTIONS = {
+_SUM_FUNCTIONS = {
     operator.add,
     operator.iadd,
     torch.add,
@@ -75,28 +75,15 @@ _JOIN_FUNCTIONS = {
     torch.mul,
     torch.cat,
     torch.concat,
-    torch.mean,
-    torch.sigmoid,
-    F.sigmoid,
-    F.hardsigmoid,
-    F.adaptive_avg_pool2d,
-    F.avg_pool2d,
-    F.silu,
-    F.hardswish,
-    F.leaky_relu,
 }
-_JOIN_METHODS = {"add", "add_", "mul", "mul_", "mean", "sigmoid", "sigmoid_"}
-_JOIN_MODULES = (
-    nn.AvgPool1d,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d,
-    nn.Sigmoid,
-    nn.Hardsigmoid,
-    nn.SiLU,
-    nn.Hardswish,
-    nn.LeakyReLU,
+_SUM_METHODS = {"add", "add_", "mul", "mul_"}
+_AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
+_AVERAGE_FUNCTIONS = {torch.mean, F.adaptive_avg_pool2d, F.avg_pool2d, "mean"}
+_JOIN_FUNCTIONS = (
+    _SUM_FUNCTIONS | _AVERAGE_FUNCTIONS | {torch.sigmoid, F.sigmoid, F.hardsigmoid, F.silu, F.hardswish, F.leaky_relu}
 )
+_JOIN_METHODS = _SUM_METHODS | {"mean", "sigmoid", "sigmoid_"}
+_JOIN_MODULES = (*_AVERAGES, nn.Sigmoid, nn.Hardsigmoid, nn.SiLU, nn.Hardswish, nn.LeakyReLU)
 _NONNEGATIVE_FUNCTIONS = {torch.sigmoid, F.sigmoid, F.hardsigmoid, torch.softmax, F.softmax}
 _NONNEGATIVE_MODULES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax)
 
@@ -256,35 +243,12 @@ def _nonnegative(gm: fx.GraphModule, node: fx.Node, facts: _Facts) -> bool | Non
     if keeps_grid(gm, node):
         return flags[0]
     module = submodule(gm, node)
-    preserving = isinstance(
-        module, (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
-    ) or node.target in {
-        torch.cat,
-        torch.concat,
-        torch.mean,
-        "mean",
-        F.adaptive_avg_pool2d,
-        F.avg_pool2d,
-        operator.add,
-        operator.iadd,
-        torch.add,
-        operator.mul,
-        operator.imul,
-        torch.mul,
-        "add",
-        "add_",
-        "mul",
-        "mul_",
-    }
-    numbers = [a for a in node.args if isinstance(a, (int, float))]
-    if (
-        preserving
-        and all(f is True for f in flags)
-        and (joins(gm, node))
-        and all(n >= 0 for n in numbers if node.target not in ("mean", torch.mean))
-    ):
+    mean = isinstance(module, _AVERAGES) or node.target in _AVERAGE_FUNCTIONS
+    preserving = mean or node.target in _SUM_FUNCTIONS or node.target in _SUM_METHODS
+    constants = [] if mean else [a for a in node.args if isinstance(a, (int, float))]
+    if preserving and all(f is True for f in flags) and all(n >= 0 for n in constants):
         return True
-    return None if preserving and all(f is None for f in flags) and len(flags) == 1 else False
+    return None if preserving and len(flags) == 1 and flags[0] is None and all(n >= 0 for n in constants) else False
 
 
 def layer_ends(gm: fx.GraphModule, layers: set[fx.Node]) -> set[fx.Node]:
