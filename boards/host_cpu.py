@@ -2,23 +2,14 @@
 
 import os
 import platform
-from pathlib import Path
 
 from boards.board import Board
-
-
-def _name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), platform.machine())
-
+from deploy.artifact import cpu_name
 
 BOARD = Board(
     name="host-cpu",
     kind="host",
-    part=_name(),
+    part=cpu_name(),
     processor=f"{os.cpu_count()} cores, {platform.machine()}",
     flow="ONNX Runtime, TVM",
     programmer="none",

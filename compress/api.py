@@ -16,7 +16,7 @@ from compress.config import CompressConfig
 from compress.graph import relative_error
 from compress.quantize.equalize import equalize
 from compress.quantize.plan import WEIGHTS, count_macs, make_plan
-from compress.quantize.ptq import choose, quantize
+from compress.quantize.ptq import choose, fit_memory, quantize
 from compress.quantize.smooth import smooth
 from compress.quantize.synthetic import has_statistics, synthesize
 from compress.reparam import merge_branches
@@ -103,12 +103,14 @@ def _calibration(
     specs: Sequence[InputSpec],
     preprocess: Preprocess,
     batches: Sequence[Batch] | None,
+    fixed_batch: bool,
 ) -> tuple[str, list[tuple[Tensor, ...]]]:
     if batches is not None:
         return (RANDOM if config.calib == "random" else REAL), tensors(batches)
     if has_statistics(module) and len(specs) == 1 and specs[0].dtype == "float32" and config.activations != "none":
         size = int(np.prod(specs[0].shape[1:]))
         samples, steps, batch = (64, 100, 64) if size < 16000 else (32, 60, 16)
+        batch = specs[0].shape[0] if fixed_batch else batch
         return SYNTHETIC, synthesize(
             module,
             specs,
@@ -131,11 +133,13 @@ def compress(
     evaluation: Sequence[Batch] | None = None,
     arch: str | None = None,
     arch_args: dict[str, Any] | None = None,
+    fixed_batch: bool = False,
 ) -> Compressed:
     """Compress a trained model; `module` itself is not changed.
 
     inputs: its input specs. calibration: unlabelled batches; None takes synthetic inputs (models with BatchNorm) or quantizes
     weights only. evaluation: labelled batches for the accuracy table. arch, arch_args: how to rebuild the module.
+    fixed_batch: the module takes only the batch size of its specs (exported programs).
     Raises UserError for settings that fit no layer and BoundError when a structural step changes the function.
     """
     preprocess = preprocess or Preprocess()
@@ -144,7 +148,7 @@ def compress(
     example = [torch.from_numpy(x) for x in examples(inputs, config.seed)]
     with torch.no_grad():
         before = flatten(reference(*example))
-    source, batches = _calibration(reference, config, inputs, preprocess, calibration)
+    source, batches = _calibration(reference, config, inputs, preprocess, calibration, fixed_batch)
     work, merged = merge_branches(work, example)
     root, folds = recipes.structure(work, len(inputs), False, config.fold)
     with torch.no_grad():
@@ -180,6 +184,9 @@ def compress(
         "notice": notice(source, config),
         "calibration": source,
         "calibration_samples": sum(len(b[0]) for b in batches),
+        "rounding_samples": sum(len(b[0]) for b in fit_memory(root, batches))
+        if batches and chosen.rounding == "gptq"
+        else 0,
         "methods": {**asdict(chosen), "ranges": config.ranges, "granularity": config.granularity},
         "traced": traced,
         "folded": [asdict(r) for r in folds],

@@ -13,11 +13,15 @@ PACKAGES = ("torch", "torchvision", "timm", "brevitas", "numpy", "safetensors")
 
 
 def inputs(config: CompressConfig) -> dict[str, Path]:
-    from deploy.data import paths_of
+    from deploy.data import code_of, paths_of
 
     if not config.model:
         raise UserError("MODEL is missing: give a checkpoint, for example: deploy compress model.pt --bits 4")
     found = {"model": Path(config.model)}
+    if ":" in config.arch and config.arch.partition(":")[0] not in ("deploy", "timm", "torchvision"):
+        found["arch"] = code_of(config.arch)
+    if found["model"].suffix == ".safetensors" and found["model"].with_name("config.json").is_file():
+        found["config.json"] = found["model"].with_name("config.json")
     for flag in ("calib", "eval"):
         for path in paths_of(getattr(config, flag)).values():
             found[flag] = path

@@ -57,5 +57,5 @@ class CompressConfig:
     bias_correction: str = option(
         "auto", "correct the mean error of quantized layers; auto: below 8 bits", choices=("auto", "on", "off")
     )
-    seed: int = option(0, "seed of everything random", low=0)
+    seed: int = option(0, "seed of everything random", low=0, high=2**63 - 1)
     trust_pickle: bool = option(False, "run the code in a pickled checkpoint (only for files that you made)")

@@ -107,6 +107,8 @@ def _refusal_after(norm: nn.Module, layer: nn.Module | None, node: fx.Node, sour
         return "the layer's output is used elsewhere too"
     if count[str(source.target)] > 1 or count[str(node.target)] > 1:
         return "the layer or its BatchNorm is shared"
+    if norm.num_features != (layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels):
+        return "it normalises another axis than the layer's output channels"
     return _refusal_norm(norm)
 
 

@@ -24,6 +24,7 @@ from deploy.errors import UserError
 from deploy.inputs import InputSpec
 
 FORMAT = 1
+_KEYS = {"arch", "arch_args", "inputs", "preprocess", "merge", "fold", "plan"}
 RECIPE, STATE, FLOAT, PROGRAM = "recipe.json", "model.safetensors", "float.safetensors", "program.pt2"
 
 
@@ -131,7 +132,7 @@ def read(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder} is no compressed model: {RECIPE} is missing or damaged; run deploy compress again"
         ) from None
-    if not isinstance(recipe, dict) or recipe.get("format") != FORMAT:
+    if not isinstance(recipe, dict) or recipe.get("format") != FORMAT or not set(recipe) >= _KEYS:
         raise UserError(f"{path} has not the format {FORMAT} of this version; run deploy compress again")
     return recipe
 

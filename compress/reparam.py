@@ -33,6 +33,7 @@ def mergeable(module: nn.Module) -> tuple[str, ...]:
         for n, m in module.named_modules()
         if any(callable(getattr(m, a, None)) for a in ("reparameterize", "switch_to_deploy", "fuse"))
         and list(m.children())
+        and type(m).__module__.startswith("timm.")
     )
 
 

@@ -15,7 +15,7 @@ from compress.api import compress
 from compress.config import CompressConfig
 from deploy import checkpoint, data
 from deploy.checkpoint import flatten
-from deploy.errors import BoundError
+from deploy.errors import BoundError, UserError
 from deploy.inputs import examples
 
 RECORD = "record.json"
@@ -40,6 +40,10 @@ def run_stage(config: CompressConfig, folder: Path) -> dict[str, Any]:
         if config.calib
         else None
     )
+    if calibration is not None and loaded.fixed_batch:
+        calibration = [b for b in calibration if len(b) == batch]
+        if not calibration:
+            raise UserError(f"--calib gives fewer samples than the program's fixed batch of {batch}; give more")
     evaluation = None
     if config.eval:
         evaluation = data.load(
@@ -61,6 +65,7 @@ def run_stage(config: CompressConfig, folder: Path) -> dict[str, Any]:
         evaluation=evaluation,
         arch=loaded.arch,
         arch_args=loaded.arch_args,
+        fixed_batch=loaded.fixed_batch,
     )
     float_state = {k: v.contiguous().clone() for k, v in loaded.module.state_dict().items()}
     if loaded.arch is None:
@@ -107,10 +112,10 @@ def _check_reload(folder: Path, arch: str, module: torch.nn.Module, loaded: chec
             )
 
 
-def check_folder(folder: Path, seed: int) -> list[tuple[str, bool, str]]:
+def check_folder(folder: Path, seed: int, arch: str = "") -> list[tuple[str, bool, str]]:
     """Rows for `deploy verify`: the model reloads strictly and gives varying, finite outputs on fresh inputs."""
     recipe = recipes.read(folder)
-    module = recipes.load(folder, str(recipe["arch"] or ""))
+    module = recipes.load(folder, arch)
     values = [torch.from_numpy(x) for x in examples(recipes.inputs_of(recipe), seed)]
     with torch.no_grad():
         out = flatten(module(*values))

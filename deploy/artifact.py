@@ -51,9 +51,20 @@ def hash_input(path: Path) -> str:
     return sha256_bytes(canonical(rows))
 
 
-def versions(packages: tuple[str, ...]) -> dict[str, str]:
+def cpu_name() -> str:
+    """The processor's name as Linux gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.machine()
+    return next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), platform.machine())
+
+
+def versions(packages: tuple[str, ...], machine: bool = False) -> dict[str, str]:
     """Installed versions by distribution name, without importing anything."""
     rows = {"deploy": __version__, "python": platform.python_version()}
+    if machine:
+        rows["machine"] = f"{cpu_name()}, {os.cpu_count()} cores"
     for name in packages:
         try:
             rows[name] = version(name)
@@ -117,6 +128,22 @@ def _recover(target: Path) -> None:
             left.unlink()
 
 
+def _foreign(folder: Path) -> str:
+    """The first thing in a folder that its own manifest does not name, or ''."""
+    try:
+        known = {MANIFEST, *read_manifest(folder)["files"]}
+    except UserError:
+        return MANIFEST if (folder / MANIFEST).exists() else next(p.name for p in folder.iterdir())
+    return next(
+        (
+            p.relative_to(folder).as_posix()
+            for p in sorted(folder.rglob("*"))
+            if not p.is_dir() and p.relative_to(folder).as_posix() not in known
+        ),
+        "",
+    )
+
+
 def check_target(target: Path) -> None:
     """Refuse an output path that holds anything but an artifact of ours, before any work is done.
 
@@ -124,8 +151,12 @@ def check_target(target: Path) -> None:
     """
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise UserError(f"output {target} exists and is not a folder; give another -o")
-    if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file():
-        raise UserError(f"output folder {target} holds files that deploy did not write; give another -o or empty it")
+    if target.is_dir() and any(target.iterdir()):
+        foreign = _foreign(target)
+        if foreign:
+            raise UserError(
+                f"output folder {target} holds files that deploy did not write ({foreign}); give another -o or empty it"
+            )
     parent = target.absolute().parent
     while not parent.exists():
         parent = parent.parent

@@ -110,13 +110,13 @@ def _read_torch(path: Path, trust: bool) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if trust:
+            return _read_trusted(path)
         names = _pickled_names(path)
         if not names:
             raise UserError(
                 f"model file {path} is damaged or no PyTorch checkpoint: {str(error).splitlines()[0][:120]}; save it again"
             ) from None
-        if trust:
-            return _read_trusted(path)
         raise UserError(
             f"model file {path} is a pickle that would run code when loaded ({', '.join(names[:3])}); save the weights instead, "
             "torch.save({'arch': 'timm:NAME', 'state_dict': model.state_dict()}, 'model.pt'), or pass --trust-pickle if you made the file"

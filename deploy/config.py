@@ -98,8 +98,6 @@ def read_file(path: Path) -> dict[str, Any]:
 
 def _convert(name: str, value: Any, kind: Any, meta: Mapping[str, Any]) -> Any:
     flag = "--" + name.replace("_", "-")
-    if value is None:
-        return None
     try:
         if typing.get_origin(kind) is tuple:
             items = value if isinstance(value, (list, tuple)) else [value]
@@ -144,7 +142,7 @@ def build(config: type, values: dict[str, Any], where: str = "the config file") 
                 f"{where} has the unknown key {key!r}"
                 + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(fields))}")
             )
-    converted = {k: _convert(k, v, types_of[k], fields[k].metadata) for k, v in values.items()}
+    converted = {k: _convert(k, v, types_of[k], fields[k].metadata) for k, v in values.items() if v is not None}
     for name, field in fields.items():
         if field.default is dataclasses.MISSING and name not in converted:
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,8 +38,22 @@ def is_function(source: str) -> bool:
 
 
 def paths_of(source: str) -> dict[str, Path]:
-    """The files whose content decides what a source yields (none for functions and `random`)."""
-    return {} if not source or source == "random" or is_function(source) else {"data": Path(source)}
+    """The file or folder whose content decides what a source yields: for a function its module's file; none for `random`."""
+    if not source or source == "random":
+        return {}
+    return {"data": code_of(source)} if is_function(source) else {"data": Path(source)}
+
+
+def code_of(name: str) -> Path:
+    """The file of the module in `pkg.mod:attribute`. Raises UserError when it cannot be found."""
+    module = name.partition(":")[0]
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.origin or not Path(spec.origin).is_file():
+        raise UserError(f"{name}: cannot import {module!r}; put its folder on PYTHONPATH")
+    return Path(spec.origin)
 
 
 def load(
@@ -61,7 +76,7 @@ def load(
         rng = np.random.default_rng(seed)
         return [Batch(tuple(s.example(rng, n) for s in specs)) for n in _sizes(limit, batch)]
     if is_function(source):
-        batches = list(_from_function(source, specs, limit, flag))
+        batches = list(_from_function(source, specs, preprocess, limit, flag))
     else:
         path = Path(source)
         if path.is_dir():
@@ -94,6 +109,10 @@ def _check(item: Batch, specs: Sequence[InputSpec], source: str, flag: str, labe
             )
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise UserError(f"{flag} {source} holds NaN or infinity; clean it")
+    if item.labels is not None and (item.labels.ndim != 1 or item.labels.dtype.kind not in "iu"):
+        raise UserError(
+            f"{flag} {source} has labels of shape {item.labels.shape} and type {item.labels.dtype}; give one class index per sample"
+        )
     if labels and item.labels is None:
         raise UserError(f"{flag} {source} has no labels; give class sub-folders or an array 'y' in the .npz")
 
@@ -157,7 +176,7 @@ def _from_arrays(
     for at in range(0, count, batch):
         stop = min(at + batch, count)
         values = tuple(_fit(a[at:stop], s, preprocess) for a, s in zip(chosen, specs, strict=True))
-        yield Batch(values, None if labels is None else np.asarray(labels[at:stop]).astype(np.int64).reshape(-1))
+        yield Batch(values, None if labels is None else np.asarray(labels[at:stop]))
 
 
 def _from_folder(
@@ -218,7 +237,9 @@ def _crop(image: Any, height: int, width: int, resize: int) -> np.ndarray:
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def _from_function(source: str, specs: Sequence[InputSpec], limit: int, flag: str) -> Iterator[Batch]:
+def _from_function(
+    source: str, specs: Sequence[InputSpec], preprocess: Preprocess, limit: int, flag: str
+) -> Iterator[Batch]:
     function = attribute(flag, source)
     left = limit
     for item in islice(function() if callable(function) else function, limit):
@@ -228,8 +249,10 @@ def _from_function(source: str, specs: Sequence[InputSpec], limit: int, flag: st
             raise UserError(
                 f"{flag} {source} yields {len(arrays)} arrays per batch, the model takes {len(specs)} inputs (labels last)"
             )
-        extra = arrays[len(specs)][:left].astype(np.int64) if len(arrays) > len(specs) else None
-        yield Batch(tuple(a[:left].astype(s.dtype) for a, s in zip(arrays[: len(specs)], specs, strict=True)), extra)
+        extra = arrays[len(specs)][:left] if len(arrays) > len(specs) else None
+        yield Batch(
+            tuple(_fit(a[:left], s, preprocess) for a, s in zip(arrays[: len(specs)], specs, strict=True)), extra
+        )
         left -= len(arrays[0])
         if left <= 0:
             return

@@ -18,14 +18,19 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from deploy.errors import UserError
-from deploy.inputs import InputSpec
+from deploy.checkpoint import flatten
+from deploy.errors import BoundError, UserError
+from deploy.inputs import InputSpec, examples
 
 _ALLOWED = re.compile(
     r"[^/]+/(archive_format|archive_version|byteorder|version|\.data/(serialization_id|version)|\.format_version|"
     r"models/[^/]+\.json|extra/[^/]+|data/weights/(weight_\d+|[^/]+_config\.json)|data/constants/(tensor_\d+|[^/]+_config\.json)|"
     r"data/sample_inputs/[^/]+\.pt)"
 )
+_EXPRESSION = re.compile(
+    r"(?:[su]\d+|\d+|Symbol\('[su]\d+'(?:, (?:positive|integer)=True)*\)|Integer\(\d+\)|(?:Mul|Add|Pow|FloorDiv|Mod|Max|Min)\(|[ ()+*/,-])+"
+)
+MAX_BYTES = 16 << 30
 _DTYPES = {torch.float32: "float32", torch.int64: "int64", torch.int32: "int32", torch.bool: "bool"}
 _ATEN = torch.ops.aten
 
@@ -35,6 +40,8 @@ def _without_pickles(path: Path) -> io.BytesIO:
     clean = io.BytesIO()
     try:
         with zipfile.ZipFile(path) as source, zipfile.ZipFile(clean, "w", zipfile.ZIP_STORED) as target:
+            if sum(info.file_size for info in source.infolist()) > MAX_BYTES:
+                raise UserError(f"program {path} unpacks to more than {MAX_BYTES >> 30} GB; that is the limit")
             for info in source.infolist():
                 name = info.filename
                 if not _ALLOWED.fullmatch(name) or ".." in name:
@@ -46,11 +53,31 @@ def _without_pickles(path: Path) -> io.BytesIO:
                     raise UserError(
                         f"program {path} stores pickled tensors ({name}); export it again from plain tensors"
                     )
+                if name.endswith(".json") and "/models/" in name:
+                    _check_expressions(path, json.loads(content))
                 target.writestr(name, content)
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
         raise UserError(f"program {path} is damaged ({str(error)[:80]}); export it again") from None
     clean.seek(0)
     return clean
+
+
+def _check_expressions(path: Path, value: Any) -> None:
+    """torch.export hands these strings to sympy, which evaluates them: only integers, symbols and arithmetic may be in them."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key == "expr_str" and not (isinstance(inner, str) and _EXPRESSION.fullmatch(inner)):
+                raise UserError(
+                    f"program {path} holds the shape expression {str(inner)[:60]!r}, which may carry code; export it again with torch.export.save"
+                )
+            _check_expressions(path, inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_expressions(path, inner)
+    elif isinstance(value, str) and "__" in value and "(" in value:
+        raise UserError(
+            f"program {path} holds the text {value[:60]!r}, which may carry code; export it again with torch.export.save"
+        )
 
 
 def _uses_pickle(value: Any) -> bool:
@@ -93,8 +120,17 @@ def load_program(path: Path) -> tuple[fx.GraphModule, tuple[InputSpec, ...]]:
                     node.name, tuple(int(n) if isinstance(n, int) else 1 for n in value.shape), _DTYPES[value.dtype]
                 )
             )
-    module = program.module()
-    return raise_layers(module), tuple(specs)
+    values = [torch.from_numpy(x) for x in examples(specs, 0)]
+    with torch.no_grad():
+        want = flatten(program.module()(*values))
+        raised = raise_layers(program.module())
+        got = flatten(raised(*values))
+    for a, b in zip(got, want, strict=True):
+        if not torch.allclose(a.float(), b.float(), rtol=1e-4, atol=1e-4 * float(b.float().abs().max()) + 1e-12):
+            raise BoundError(
+                f"program {path}: the layers read back from the graph compute something else; report this model"
+            )
+    return raised, tuple(specs)
 
 
 def _tensor(root: nn.Module, node: Any) -> torch.Tensor | None:
@@ -194,6 +230,9 @@ _FUNCTIONS = {
 
 
 def _put(gm: fx.GraphModule, node: fx.Node, name: str, module: nn.Module) -> None:
+    taken = {n for n, _ in gm.named_modules()}
+    if name in taken:
+        name = next(f"{name}_{i}" for i in range(2, len(taken) + 3) if f"{name}_{i}" not in taken)
     gm.add_submodule(name, module.eval())
     node.op, node.target, node.args, node.kwargs = "call_module", name, (node.args[0],), {}
 

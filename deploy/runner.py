@@ -41,7 +41,7 @@ def execute(stage: Stage, config: Any) -> Finished:
             raise UserError(f"output {target} would overwrite its own input {path}; give another -o")
     artifact.check_target(target)
     hashes = {name: artifact.hash_input(path) for name, path in inputs.items()}
-    used = artifact.versions(stage.packages)
+    used = artifact.versions(stage.packages, stage.machine)
     settings = as_dict(config, identity_only=True)
     for name in inputs:
         settings.pop(name, None)

@@ -57,7 +57,7 @@ class Stage:
     run(config, folder): writes files into `folder`, returns the summary stored in the manifest.
     describe(summary, folder): lines for people, the last element being the next command.
     section(folder, manifest): the stage's part of the report (see deploy.report.sections).
-    check(folder, seed): fresh parity checks for `deploy verify`: (name, passed, figure) rows.
+    check(folder, seed, arch): fresh parity checks for `deploy verify`: (name, passed, figure) rows.
     """
 
     name: str
@@ -68,10 +68,11 @@ class Stage:
     run: Callable[[Any, Path], dict[str, Any]]
     describe: Callable[[dict[str, Any], Path], Outcome]
     section: Callable[[Path, dict[str, Any]], Any] | None = None
-    check: Callable[[Path, int], list[tuple[str, bool, str]]] | None = None
+    check: Callable[[Path, int, str], list[tuple[str, bool, str]]] | None = None
     order: int = 100
     in_chain: bool = True
     packages: tuple[str, ...] = ()
+    machine: bool = False  # the result depends on this computer, so another one does not reuse it
     requirements: tuple[Requirement, ...] = ()
 
 

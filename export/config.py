@@ -18,5 +18,5 @@ class ExportConfig:
     input_shape: str = option("", "input shape with batch, for checkpoints")
     dynamic_batch: bool = option(False, "leave the batch size open (FPGA builds want it fixed)")
     parity_samples: int = option(4, "fresh inputs for the parity checks", low=1)
-    seed: int = option(0, "seed of the parity inputs", low=0)
+    seed: int = option(0, "seed of the parity inputs", low=0, high=2**63 - 1)
     trust_pickle: bool = option(False, "run the code in a pickled checkpoint (only for files that you made)")

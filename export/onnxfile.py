@@ -12,6 +12,7 @@ from deploy.errors import UserError
 MAX_BYTES = 2 << 30
 MAX_ELEMENTS = 1 << 31
 MAX_NODES = 200_000
+DOMAINS = {"", "ai.onnx", "com.microsoft", "qonnx.custom_op.general"}  # qonnx imports the module that a domain names
 _EVALUATED = {
     "tensor_layout",
     "tensor_sparsity",
@@ -46,8 +47,21 @@ def load(path: Path, *, check: bool = True) -> onnx.ModelProto:
         raise UserError(f"{path} is no ONNX file or holds no graph; export it again")
     if len(model.graph.node) > MAX_NODES:
         raise UserError(f"{path} has {len(model.graph.node)} nodes; the limit is {MAX_NODES}")
+    if model.functions:
+        raise UserError(
+            f"{path} defines functions of its own ({model.functions[0].name!r}), which are not taken; inline them and export it again"
+        )
+    for graph in _graphs(model.graph):
+        for node in graph.node:
+            if node.domain not in DOMAINS:
+                raise UserError(
+                    f"{path} has the operator {node.op_type!r} of the domain {node.domain[:60]!r}; known are ONNX, ONNX Runtime's and QONNX's"
+                )
     _check_tensors(path, model.graph)
     scrub(model)
+    for graph in _graphs(model.graph):
+        for index, node in enumerate(graph.node):
+            node.name = node.name or f"{node.op_type}_{index}"
     if check:
         try:
             onnx.checker.check_model(model)
@@ -73,6 +87,8 @@ def _check_tensors(path: Path, top: onnx.GraphProto) -> None:
             *graph.initializer,
             *(s.values for s in graph.sparse_initializer),
             *(a.t for n in graph.node for a in n.attribute if a.HasField("t")),
+            *(t for n in graph.node for a in n.attribute for t in a.tensors),
+            *(a.sparse_tensor.values for n in graph.node for a in n.attribute if a.HasField("sparse_tensor")),
         ]
         for tensor in tensors:
             if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:

@@ -70,7 +70,8 @@ def varies(outputs: Sequence[np.ndarray]) -> bool:
 def relative(outputs: Sequence[np.ndarray], references: Sequence[np.ndarray]) -> float:
     """max|err| / max|ref| over all samples."""
     top = max(float(np.abs(r).max()) for r in references)
-    return max(float(np.abs(o - r).max()) for o, r in zip(outputs, references, strict=True)) / max(top, 1e-30)
+    errors = [float(np.abs(o - r).max()) for o, r in zip(outputs, references, strict=True)]
+    return float(np.max(errors)) / max(top, 1e-30) if np.isfinite(errors).all() else float("inf")
 
 
 def sqnr(outputs: Sequence[np.ndarray], references: Sequence[np.ndarray]) -> float:

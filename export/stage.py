@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from compress import recipe as recipes
+from compress.quantize.scheme import DynamicActivation
 from deploy import checkpoint
 from deploy.arch import Preprocess
 from deploy.artifact import MANIFEST, read_manifest
@@ -79,7 +80,9 @@ def convert(
     record: dict[str, Any] = {"remarks": notes, "passes": []}
     if module is not None:
         quantized, more = export_quantized(module, specs, dynamic_batch)
-        lowered, report = to_qdq(ir.from_proto(quantized))
+        lowered, report = to_qdq(
+            ir.from_proto(quantized), any(isinstance(m, DynamicActivation) for m in module.modules())
+        )
         runtime = ir.to_proto(lowered)
         onnx.checker.check_model(runtime)
         got = _onnx_outputs(runtime, names, rows)
@@ -168,7 +171,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def check_folder(folder: Path, seed: int) -> list[tuple[str, bool, str]]:
+def check_folder(folder: Path, seed: int, arch: str = "") -> list[tuple[str, bool, str]]:
     """Rows for `deploy verify`: the files still agree with each other on fresh inputs."""
     record = read_record(folder)
     specs = tuple(InputSpec.from_json(r) for r in record["inputs"])

@@ -64,6 +64,7 @@ PROFILE = Stage(
     section=lazy("hw.section:section"),
     check=lazy("hw.profile:check_folder"),
     order=40,
+    machine=True,
     packages=("onnx", "onnxruntime", "numpy", "apache-tvm"),
     requirements=(
         Requirement("onnxruntime", "package", "no CPU profile", "pip install onnxruntime"),

@@ -23,4 +23,4 @@ class ProfileConfig:
     max_drop: float = option(1.0, "accuracy (or agreement) in points that a candidate may lose against float", low=0)
     input_shape: str = option("", "input shape, for ONNX files with open dimensions")
     tune: bool = option(True, "also measure equivalent kernels of the runtime and keep the fastest")
-    seed: int = option(0, "seed of the inputs", low=0)
+    seed: int = option(0, "seed of the inputs", low=0, high=2**63 - 1)

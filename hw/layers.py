@@ -56,11 +56,12 @@ def by_layer(rows: Sequence[LayerTime], model: onnx.ModelProto) -> dict[str, flo
 
 def float_left(model: onnx.ModelProto, rows: Sequence[LayerTime]) -> list[dict[str, Any]]:
     """Heavy operators that the runtime still runs in float, and why."""
-    quantized = {n.name for n in model.graph.node if n.op_type in work.HEAVY}
+    heavy = {n.name: n for n in model.graph.node if n.op_type in work.HEAVY}
+    names = _aliases(model)
     left = []
     for row in rows:
         if row.op in ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose"):
-            node = next((n for n in model.graph.node if row.name.startswith(n.name) and n.name in quantized), None)
+            node = heavy.get(names.get(row.name.partition("_token")[0], ""))
             constant = node is not None and work.stored(
                 node.input[1],
                 {i.name: i for i in model.graph.initializer},

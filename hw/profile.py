@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import psutil
 
 from deploy import data
 from deploy.arch import Preprocess
@@ -148,15 +148,17 @@ def _accuracy(
 ) -> None:
     """Top-1 percent where labelled and agreement with the baseline; signal to noise ratio for every candidate."""
     size = specs[0].shape[0]
-    labels = np.concatenate([b.labels for b in batches]) if all(b.labels is not None for b in batches) else None
     for item in [baseline, *[c for c in candidates if c is not baseline]]:
         if item.program is None or (item.runtime == "tvm" and sum(map(len, batches)) > 500):
             continue
-        rows = []
+        rows, wanted = [], []
         for batch in track(batches, f"accuracy of {item.name}"):
             for at in range(0, len(batch) - size + 1, size):
                 rows.append(item.program.run([v[at : at + size] for v in batch.inputs])[0])
-        item.outputs = np.concatenate(rows)
+                wanted.append(np.zeros(0) if batch.labels is None else batch.labels[at : at + size])
+        if not rows:
+            raise UserError(f"--eval gives fewer samples than the model's batch of {size}; give more")
+        item.outputs, labels = np.concatenate(rows), np.concatenate(wanted)
         reference = baseline.outputs
         if reference is None:
             continue
@@ -166,15 +168,15 @@ def _accuracy(
         }
         if item.outputs.ndim == 2 and item.outputs.shape[1] > 1:
             item.accuracy["agreement"] = float((data.top1(item.outputs) == data.top1(reference)).mean() * 100)
-            if labels is not None:
-                item.accuracy["percent"] = float((data.top1(item.outputs) == labels[: len(item.outputs)]).mean() * 100)
+            if len(labels) == len(item.outputs):
+                item.accuracy["percent"] = float((data.top1(item.outputs) == labels).mean() * 100)
 
 
-def _drop(item: Candidate, baseline: Candidate) -> float:
-    """Points lost against the baseline: of accuracy where labelled, else of agreement."""
+def _drop(item: Candidate, baseline: Candidate) -> float | None:
+    """Points lost against the baseline: of accuracy where labelled, else of agreement; None where neither was measured."""
     if "percent" in item.accuracy:
         return baseline.accuracy["percent"] - item.accuracy["percent"]
-    return 100 - item.accuracy["agreement"] if "agreement" in item.accuracy else 0.0
+    return 100 - item.accuracy["agreement"] if "agreement" in item.accuracy else None
 
 
 def choose(
@@ -182,30 +184,32 @@ def choose(
     baseline: Candidate,
     times: dict[str, latency.Latency],
     max_drop: float,
-    labelled: bool,
+    evaluated: bool,
 ) -> tuple[str, str]:
-    """The fastest candidate that is shown to be faster and within the bound; the baseline when there is none; and why."""
-    fit = [
-        c
-        for c in candidates
-        if c.program is not None and c is not baseline and (not labelled or _drop(c, baseline) <= max_drop)
-    ]
-    faster = [c for c in fit if times[c.name].ratio_low > 1]
+    """The fastest candidate that is shown to be faster and, where there is data, within the bound; else the baseline; and why."""
+    others = [c for c in candidates if c.program is not None and c is not baseline]
+    drops = {c.name: _drop(c, baseline) for c in others}
+
+    def fits(name: str) -> bool:
+        drop = drops[name]
+        return not evaluated or (drop is not None and drop <= max_drop)
+
+    faster = [c for c in others if fits(c.name) and times[c.name].ratio_low > 1]
     if faster:
         best = max(faster, key=lambda c: times[c.name].ratio)
+        drop = drops[best.name]
         bound = (
-            f", loses {_drop(best, baseline):.2f} points (bound {max_drop:g})"
-            if labelled
-            else ", accuracy not measured: give --eval"
+            f"loses {drop:.2f} points (bound {max_drop:g})"
+            if drop is not None
+            else "accuracy not measured: give --eval"
         )
-        return best.name, f"{times[best.name].ratio:.2f}x faster than float32{bound}"
-    missed = [c for c in candidates if c is not baseline and c.program is not None and c not in fit]
-    why = (
-        f"{missed[0].name} loses {_drop(missed[0], baseline):.2f} points, over the bound {max_drop:g}"
-        if missed
-        else "no candidate is shown to be faster"
-    )
-    return baseline.name, why
+        return best.name, f"{times[best.name].ratio:.2f}x faster than float32, {bound}"
+    missed = [c.name for c in others if not fits(c.name)]
+    if missed:
+        drop = drops[missed[0]]
+        said = f"loses {drop:.2f} points, over the bound {max_drop:g}" if drop is not None else "was not evaluated"
+        return baseline.name, f"{missed[0]} {said}"
+    return baseline.name, "no candidate is shown to be faster"
 
 
 def run_stage(config: ProfileConfig, folder: Path) -> dict[str, Any]:
@@ -213,6 +217,14 @@ def run_stage(config: ProfileConfig, folder: Path) -> dict[str, Any]:
     if config.samples < latency.MIN_SAMPLES:
         raise UserError(f"--samples {config.samples} is too few to report; give at least {latency.MIN_SAMPLES}")
     candidates, specs, preprocess, record = _load(config)
+    for item in candidates:
+        wanted = [
+            i.name for i in item.model.graph.input if i.name not in {t.name for t in item.model.graph.initializer}
+        ]
+        if len(wanted) != len(specs):
+            raise UserError(
+                f"the model takes {len(wanted)} inputs ({', '.join(wanted)}), --input-shape names {len(specs)}; name them all"
+            )
     values = examples(specs, config.seed)
     batches = (
         data.load(
@@ -275,7 +287,7 @@ def run_stage(config: ProfileConfig, folder: Path) -> dict[str, Any]:
         "why": why,
         "conditions": {
             **latency.conditions(config.threads),
-            "peak_memory_mb": psutil.Process().memory_info().rss / 1e6,
+            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
         },
     }
     detail = {
@@ -309,7 +321,7 @@ def _same(extra: Candidate, item: Candidate, values: list[np.ndarray]) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(extra.program.run(values), item.program.run(values), strict=True))
 
 
-def check_folder(folder: Path, seed: int) -> list[tuple[str, bool, str]]:
+def check_folder(folder: Path, seed: int, arch: str = "") -> list[tuple[str, bool, str]]:
     """Rows for `deploy verify`: the chosen file runs and varies on fresh inputs."""
     record = json.loads((folder / RECORD).read_text())
     specs = tuple(InputSpec.from_json(r) for r in record["inputs"])

@@ -134,7 +134,8 @@ def _is(gm: fx.GraphModule, node: fx.Node, modules: tuple[type, ...], functions:
 def keeps_grid(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Rule 4."""
     if node.op == "call_function" and node.target is F.interpolate:
-        return node.kwargs.get("mode", "nearest") == "nearest"
+        mode = node.args[3] if len(node.args) > 3 else node.kwargs.get("mode", "nearest")
+        return mode == "nearest"
     module = submodule(gm, node)
     if isinstance(module, nn.Upsample):
         return module.mode == "nearest"
@@ -184,17 +185,9 @@ def points(gm: fx.GraphModule, static: set[fx.Node]) -> list[Point]:
         if carried and sources and sources[0] in facts.grid:
             facts.grid.add(node)
             continue
-        if (
-            carried
-            and node.target is not operator.getitem
-            and sources
-            and node not in static
-            and _later(sources[0], pending)
-        ):
-            continue
         if not (facts.wants[node] or (node in static and not _leads_out(gm, node))):
             continue
-        if node.op != "placeholder" and _is_tuple(node):
+        if node.op != "placeholder" and _is_tuple(gm, node):
             continue
         relu = _sole_relu(gm, node)
         if relu is not None:
@@ -207,13 +200,16 @@ def points(gm: fx.GraphModule, static: set[fx.Node]) -> list[Point]:
     return found
 
 
-def _later(source: fx.Node, pending: dict[fx.Node, Point]) -> bool:
-    """Whether the value on its way to a pending ReLU passes here."""
-    return any(isinstance(user, fx.Node) and user in pending for user in source.users)
+_TUPLES = {"chunk", "split", "unbind", "topk", "sort", torch.chunk, torch.split, torch.unbind, torch.topk, torch.sort}
 
 
-def _is_tuple(node: fx.Node) -> bool:
-    return node.target in ("chunk", "split", torch.chunk, torch.split)
+def _is_tuple(gm: fx.GraphModule, node: fx.Node) -> bool:
+    module = submodule(gm, node)
+    return (
+        node.target in _TUPLES
+        or isinstance(module, (nn.RNNBase, nn.MultiheadAttention))
+        or bool(getattr(module, "return_indices", False))
+    )
 
 
 def _asks(gm: fx.GraphModule, user: fx.Node, facts: _Facts) -> bool:
@@ -227,6 +223,14 @@ def _asks(gm: fx.GraphModule, user: fx.Node, facts: _Facts) -> bool:
 def _leads_out(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Whether every user of a node passes the value unchanged out of the model."""
     return all(user.op == "output" or (keeps_grid(gm, user) and _leads_out(gm, user)) for user in node.users)
+
+
+def _least(gm: fx.GraphModule, node: fx.Node) -> float:
+    """The smallest value of a stored tensor (minus infinity where it is none)."""
+    value: Any = gm
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    return float(value.min()) if isinstance(value, torch.Tensor) and value.numel() else float("-inf")
 
 
 def _nonnegative(gm: fx.GraphModule, node: fx.Node, facts: _Facts) -> bool | None:
@@ -245,7 +249,8 @@ def _nonnegative(gm: fx.GraphModule, node: fx.Node, facts: _Facts) -> bool | Non
     module = submodule(gm, node)
     mean = isinstance(module, _AVERAGES) or node.target in _AVERAGE_FUNCTIONS
     preserving = mean or node.target in _SUM_FUNCTIONS or node.target in _SUM_METHODS
-    constants = [] if mean else [a for a in node.args if isinstance(a, (int, float))]
+    constants = [] if mean else [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, (int, float))]
+    constants += [_least(gm, n) for n in node.all_input_nodes if n.op == "get_attr"]
     if preserving and all(f is True for f in flags) and all(n >= 0 for n in constants):
         return True
     return None if preserving and len(flags) == 1 and flags[0] is None and all(n >= 0 for n in constants) else False

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from compress.config import CompressConfig
 from compress.graph import calls, submodule
 from compress.quantize import scheme
-from compress.quantize.place import layer_ends, points
+from compress.quantize.place import keeps_grid, layer_ends, points, relu_limit
 from compress.quantize.scheme import ActivationSpec
 from deploy.errors import UserError
 
@@ -90,6 +90,7 @@ def count_macs(module: nn.Module, example: Sequence[Tensor]) -> dict[str, int]:
     Layers that are never called are absent, which is how dead layers are found.
     """
     counts: dict[str, int] = {}
+    samples = max(1, example[0].shape[0])
     handles = []
 
     def hook(name: str) -> Any:
@@ -97,12 +98,11 @@ def count_macs(module: nn.Module, example: Sequence[Tensor]) -> dict[str, int]:
             if isinstance(layer, nn.Embedding):
                 counts[name] = counts.get(name, 0)
                 return
-            batch = max(1, args[0].shape[0])
             if "Transpose" in type(layer).__name__:
                 work = args[0].numel() * layer.weight[0].numel()
             else:
                 work = out.numel() * layer.weight[0].numel()
-            counts[name] = counts.get(name, 0) + work // batch
+            counts[name] = counts.get(name, 0) + work // samples
 
         return count
 
@@ -196,18 +196,30 @@ def _activations(layer: nn.Module, mode: str, static_ok: bool, shown: bool) -> s
 
 
 def _place(gm: fx.GraphModule, plan: Plan, bits: int, overrides: dict[str, int]) -> None:
-    static = {
+    """Fill plan.quantizers; `overrides` gives the activation bits of single layers, by their inputs."""
+    static = [
         n
         for n in gm.graph.nodes
-        if n.op == "call_module" and str(n.target) in plan.layers and plan.layers[str(n.target)].activations == STATIC
-    }
-    for point in points(gm, static):
+        if n.op == "call_module"
+        and str(n.target) in plan.layers
+        and plan.layers[str(n.target)].activations == STATIC
+        and not plan.layers[str(n.target)].around
+    ]
+    for point in points(gm, set(static)):
         width = max(bits, INNER_BITS) if point.inner or point.node.op == "placeholder" else bits
-        for layer in static:
-            if point.node in layer.all_input_nodes and str(layer.target) in overrides:
-                width = overrides[str(layer.target)]
-        signed = point.nonnegative is not True
-        plan.quantizers[point.node.name] = ActivationSpec(width, signed, point.limit)
+        plan.quantizers[point.node.name] = ActivationSpec(width, point.nonnegative is not True, point.limit)
+    for layer in static:
+        if str(layer.target) not in overrides:
+            continue
+        source = layer.args[0]
+        while isinstance(source, fx.Node) and source.name not in plan.quantizers and source.all_input_nodes:
+            source = source.all_input_nodes[0] if keeps_grid(gm, source) or relu_limit(gm, source)[0] else None
+        if not isinstance(source, fx.Node) or source.name not in plan.quantizers:
+            raise UserError(
+                f"--layer {layer.target}: its input is on no activation range of its own; leave out the activation bits"
+            )
+        old = plan.quantizers[source.name]
+        plan.quantizers[source.name] = ActivationSpec(overrides[str(layer.target)], old.signed, old.limit)
 
 
 def apply_plan(root: nn.Module, plan: Plan) -> dict[str, nn.Module]:
@@ -267,8 +279,6 @@ def _insert(gm: fx.GraphModule, plan: Plan) -> None:
 
 def input_scale(gm: fx.GraphModule, node: Any) -> float | None:
     """The scale of the grid that a value lies on, found back through operators that keep it; None for floats."""
-    from compress.quantize.place import keeps_grid, relu_limit
-
     while isinstance(node, fx.Node) and node.op != "placeholder":
         module = submodule(gm, node)
         if isinstance(module, scheme.Quantizer):

@@ -58,8 +58,11 @@ def quantize(
     if isinstance(module, fx.GraphModule) and batches and (chosen.rounding == "gptq" or chosen.bias_correction):
         seen = {n: f for n, f in floats.items() if not plan.layers[n].around}
         _nearest({n: m for n, m in _layers(module, plan).items() if n not in seen}, plan, chosen)
-        walk(module, seen, _fit_memory(module, batches), options)
+        visible = [q for q in module.modules() if isinstance(q, scheme.Quantizer)]
+        for quantizer in visible:
+            quantizer.ready = False
         _observe(_inner(module, plan), module, batches, config.ranges)
+        walk(module, root, seen, fit_memory(module, batches), options)
     else:
         _nearest(_layers(module, plan), plan, chosen)
         _observe([q for q in module.modules() if isinstance(q, scheme.Quantizer)], module, batches, config.ranges)
@@ -130,7 +133,7 @@ def _signs(module: nn.Module, plan: Plan, batch: tuple[Tensor, ...]) -> None:
             plan.quantizers[node.name] = scheme.ActivationSpec(spec.bits, False, spec.limit)
 
 
-def _fit_memory(module: nn.Module, batches: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+def fit_memory(module: nn.Module, batches: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
     """As many batches as the walk can hold: it keeps both values of every live node for all of them."""
     largest = 0
 

@@ -146,6 +146,15 @@ class Around(nn.Module):
         self.before = before if before is not None else nn.Identity()
         self.after = after if after is not None else nn.Identity()
 
+    @property
+    def weight(self) -> Any:
+        """The layer's weight, for parents that look at it (nn.TransformerEncoderLayer does)."""
+        return self.layer.weight
+
+    @property
+    def bias(self) -> Any:
+        return self.layer.bias
+
     def forward(self, x: Tensor) -> Tensor:
         return self.after(self.layer(self.before(x)))
 

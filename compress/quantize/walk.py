@@ -93,11 +93,15 @@ def prepare(gm: fx.GraphModule) -> None:
 
 @torch.no_grad()
 def walk(
-    gm: fx.GraphModule, floats: dict[str, nn.Module], batches: list[tuple[Tensor, ...]], options: WalkOptions
+    gm: fx.GraphModule,
+    original: nn.Module,
+    floats: dict[str, nn.Module],
+    batches: list[tuple[Tensor, ...]],
+    options: WalkOptions,
 ) -> None:
     """Calibrate the Quantizers and round the quantized layers of `gm` in place.
 
-    floats: name -> the float layer that each quantized layer replaces. batches: model inputs.
+    original: the float graph. floats: name -> the float layer that each quantized layer replaces. batches: model inputs.
     """
     nodes = [n for n in gm.graph.nodes if n.op != "output"]
     last_use = {source: node for node in gm.graph.nodes for source in node.all_input_nodes}
@@ -123,17 +127,18 @@ def walk(
             round_layer(module, floats[name], source.quantized, source.exact, exact, options, rng)
             values[node] = _Pair(exact, [module(x) for x in source.quantized])
         else:
-            exact = [_run(gm, node, {s: values[s].exact[i] for s in sources}, module) for i in range(len(batches))]
-            opaque_quant = isinstance(module, scheme.DynamicActivation) or (
-                module is not None and any(scheme.is_leaf(m) for m in module.modules())
-            )
-            if opaque_quant and isinstance(module, scheme.DynamicActivation):
-                exact = values[sources[0]].exact
-            quantized = (
-                exact
-                if same and not opaque_quant
-                else [_run(gm, node, {s: values[s].quantized[i] for s in sources}, module) for i in range(len(batches))]
-            )
+            changed = module is not None and any(scheme.is_leaf(m) for m in module.modules())
+            plain = module
+            if isinstance(module, scheme.DynamicActivation):
+                plain = nn.Identity()
+            elif changed:
+                plain = original.get_submodule(name)
+            exact = [_run(gm, node, {s: values[s].exact[i] for s in sources}, plain) for i in range(len(batches))]
+            quantized = exact
+            if changed or not same:
+                quantized = [
+                    _run(gm, node, {s: values[s].quantized[i] for s in sources}, module) for i in range(len(batches))
+                ]
             values[node] = _Pair(exact, quantized)
         for source in sources:
             if last_use.get(source) is node:

@@ -15,7 +15,8 @@ class VerifyConfig:
     """Settings of `deploy verify`."""
 
     folder: str = argument("output folder, or a folder of several", "")
-    seed: int = option(1234, "seed of the fresh inputs", low=0)
+    arch: str = option("", "architecture, where the recipe names a factory outside the known families")
+    seed: int = option(1234, "seed of the fresh inputs", low=0, high=2**63 - 1)
 
 
 def run(config: VerifyConfig) -> Outcome:
@@ -49,7 +50,7 @@ def run(config: VerifyConfig) -> Outcome:
             rows.append((name, f"made from this {key}", same, str(path) if same else f"{path} has changed since"))
         stage = verbs.get(manifest["stage"])
         if not bad and isinstance(stage, Stage) and stage.check is not None:
-            rows += [(name, what, ok, figure) for what, ok, figure in stage.check(folder, config.seed)]
+            rows += [(name, what, ok, figure) for what, ok, figure in stage.check(folder, config.seed, config.arch)]
     failed = [r for r in rows if not r[2]]
     lines = [f"{'ok  ' if ok else 'FAIL'} {name}: {what}: {figure}" for name, what, ok, figure in rows]
     lines.append(f"{len(rows) - len(failed)} of {len(rows)} checks passed")

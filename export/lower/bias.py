@@ -24,6 +24,9 @@ KEEPS = {
     "Relu",
     "Split",
     "Gather",
+    "Resize",
+    "DepthToSpace",
+    "SpaceToDepth",
 }
 
 
@@ -32,6 +35,10 @@ def grid_scale(value: ir.Value | None) -> float | None:
     while value is not None:
         node = value.producer()
         if node is None or node.op_type not in KEEPS:
+            return None
+        if node.op_type == "Resize" and (
+            "mode" not in node.attributes or node.attributes["mode"].as_string() != "nearest"
+        ):
             return None
         if node.op_type == "DequantizeLinear":
             source = node.inputs[0].producer() if node.inputs[0] is not None else None

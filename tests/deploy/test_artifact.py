@@ -146,3 +146,16 @@ def test_full_disk(tmp_path: Path) -> None:
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr and done.stderr.strip().splitlines()[-1].startswith("deploy: ")
     assert done.stdout.strip() == ""
+
+
+def test_a_foreign_manifest_or_file_is_never_deleted(tmp_path: Path, source: Path) -> None:
+    """A web app's manifest.json, or a user's own file in an old output folder: refused, untouched."""
+    web, own = tmp_path / "web", tmp_path / "own"
+    web.mkdir()
+    (web / "manifest.json").write_text('{"name": "app"}')
+    execute(_stage([]), Config(str(source), str(own)))
+    (own / "notes.txt").write_text("mine")
+    for folder, kept in ((web, "manifest.json"), (own, "notes.txt")):
+        with pytest.raises(UserError, match="did not write"):
+            execute(_stage([]), Config(str(source), str(folder), "b"))
+        assert (folder / kept).exists()

@@ -205,3 +205,36 @@ def test_profile_of_a_plain_onnx_file_with_tvm(fashion_run: Path, tmp_path: Path
     )
     assert deploy("report", str(tmp_path / "p"), "-o", str(tmp_path / "r")).code == 0
     assert "times slower than the baseline: TVM is untuned" in (tmp_path / "r" / "report.html").read_text()
+
+
+def test_accuracy_with_a_fixed_batch_is_aligned(tmp_path: Path) -> None:
+    """Batch 3 does not divide the evaluation batches: labels must stay beside their rows."""
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])], "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, 4])],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    labels = np.random.default_rng(0).integers(0, 4, 600)
+    np.savez(tmp_path / "e.npz", x=np.eye(4, dtype=np.float32)[labels], y=labels)
+    ran = deploy(
+        "profile",
+        str(tmp_path / "m.onnx"),
+        "--eval",
+        str(tmp_path / "e.npz"),
+        "--samples",
+        "100",
+        "-o",
+        str(tmp_path / "p"),
+    )
+    assert ran.code == 0, ran.err
+    summary = json.loads((tmp_path / "p" / "manifest.json").read_text())["summary"]
+    assert summary["candidates"]["float32 on onnxruntime"]["accuracy"]["percent"] == 100
+
+
+def test_unmeasured_accuracy_is_not_called_zero_loss() -> None:
+    fast = latency.Latency(100, 1, 1, 1, 1, 1, 1.5, 1.4, 1.6, False)
+    base, other = (Candidate(n, "onnxruntime", onnx.ModelProto(), program=object()) for n in ("base", "other"))  # type: ignore[arg-type]
+    base.accuracy = {"percent": 95.0}
+    name, why = choose([base, other], base, {"base": fast, "other": fast}, 1.0, True)
+    assert name == "base" and "not evaluated" in why
