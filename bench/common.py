@@ -52,6 +52,14 @@ def stamp(args: dict[str, Any] | None = None) -> dict[str, Any]:
     }
 
 
+def merge(name: str, rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    """Rows of bench/NAME.json with those of the same `key` replaced: for runs of a part (`--only`)."""
+    path = BENCH / f"{name}.json"
+    old = json.loads(path.read_text())["rows"] if path.is_file() else []
+    new = {r[key] for r in rows}
+    return [r for r in old if r[key] not in new] + rows
+
+
 def save(name: str, result: dict[str, Any]) -> None:
     """Write bench/NAME.json."""
     (BENCH / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")

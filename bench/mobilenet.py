@@ -19,7 +19,7 @@ import torchvision
 from PIL import Image
 from torchvision import transforms as T
 
-from bench.common import save, stamp
+from bench.common import merge, save, stamp
 from compress import CompressConfig, recipe
 from compress.stage import run_stage
 from deploy.data import top1
@@ -40,6 +40,7 @@ def crops(files: list[Path], each: int, seed: int) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--site", type=Path, required=True)
+    parser.add_argument("--only", default="", help="measure only the rows whose name contains this, keep the others")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -69,11 +70,14 @@ def main() -> None:
             ("W8A8", {"bits": 8}),
             ("W4A8", {"bits": 4}),
             ("W4A8 held-out images", {"bits": 4, "calib": "half.npz"}),
+            ("W4A8 all layers at 4 bits", {"bits": 4, "first_last_bits": 4}),
             ("W8A8 synthetic", {"bits": 8, "calib": ""}),
             ("W4A8 synthetic", {"bits": 4, "calib": ""}),
             ("W8A8 plain rounding", {"bits": 8, **PLAIN}),
             ("W4A8 plain rounding", {"bits": 4, **PLAIN}),
         ]:
+            if args.only not in name:
+                continue
             folder = path / name.replace(" ", "_")
             folder.mkdir()
             calib = settings.pop("calib", "calib.npz")
@@ -112,7 +116,7 @@ def main() -> None:
             **stamp({"threads": args.threads}),
             "float_labels_of_20": float_labels,
             "backend": "model.onnx in ONNX Runtime",
-            "rows": rows,
+            "rows": merge("mobilenet", rows, "row"),
         },
     )
 

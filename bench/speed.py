@@ -8,6 +8,7 @@ statistics (speed and size do not depend on their values). Runs compress -> expo
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import timm
 import torch
 import torchvision
 
-from bench.common import save, stamp
+from bench.common import merge, save, stamp
 from bench.models import minilm
 from compress import CompressConfig
 from compress.command import STAGE as COMPRESS
@@ -37,11 +38,15 @@ def _varied(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="measure only the networks whose name contains this, keep the other rows")
+    args = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(2)
     networks = {
         "resnet18 W4A8": ("torchvision:resnet18", torchvision.models.resnet18(), {"bits": 4, "rounding": "nearest", "bias_correction": "off"}),
         "mobilenet_v2 W4A8": ("torchvision:mobilenet_v2", torchvision.models.mobilenet_v2(), {"bits": 4, "rounding": "nearest", "bias_correction": "off"}),
+        "mobilenet_v2 W4A8, all layers at 4 bits": ("torchvision:mobilenet_v2", torchvision.models.mobilenet_v2(), {"bits": 4, "first_last_bits": 4, "rounding": "nearest", "bias_correction": "off"}),
         "deit_tiny W8 dynamic": ("timm:deit_tiny_patch16_224", timm.create_model("deit_tiny_patch16_224"), {"bits": 8}),
         "deit_tiny W8 static": ("timm:deit_tiny_patch16_224", timm.create_model("deit_tiny_patch16_224"), {"bits": 8, "activations": "static"}),
         "bert 6 layers W8 dynamic": ("bench.models:minilm", minilm(), {"bits": 8}),
@@ -49,6 +54,8 @@ def main() -> None:
     }  # fmt: skip
     rows = []
     for name, (arch, module, settings) in networks.items():
+        if args.only not in name:
+            continue
         with tempfile.TemporaryDirectory() as scratch:
             root = Path(scratch)
             torch.save(_varied(module).state_dict(), root / "model.pt")
@@ -82,7 +89,7 @@ def main() -> None:
                     {k: rows[-1][k] for k in ("network", "candidate", "ratio", "ratio_low", "smaller", "busy")},
                     flush=True,
                 )
-    save("speed", {**stamp(), "threads": 1, "conditions": profile["conditions"], "rows": rows})
+    save("speed", {**stamp(), "threads": 1, "conditions": profile["conditions"], "rows": merge("speed", rows, "network")})
 
 
 if __name__ == "__main__":

@@ -52,6 +52,13 @@ def split_norm_act(module: nn.Module) -> None:
             split_norm_act(child)
 
 
+def _erase(graph: fx.Graph, node: fx.Node) -> None:
+    """Remove a placeholder whose value is fixed, with the guards on it (nothing else uses it)."""
+    for user in list(node.users):
+        _erase(graph, user)
+    graph.erase_node(node)
+
+
 def trace(module: nn.Module, inputs: int = 1) -> fx.GraphModule | None:
     """The fx graph of `module` with `inputs` tensor arguments, or None where the model cannot be traced.
 
@@ -80,9 +87,8 @@ def trace(module: nn.Module, inputs: int = 1) -> fx.GraphModule | None:
             str(error).splitlines()[0][:100],
         )
         return None
-    for node in list(graph.nodes):
-        if node.op == "placeholder" and not node.users and node.name.removesuffix("_1") in rest:
-            graph.erase_node(node)
+    for node in [n for n in graph.nodes if n.op == "placeholder"][inputs:]:
+        _erase(graph, node)
     if sum(n.op == "placeholder" for n in graph.nodes) != inputs:
         return None
     return fx.GraphModule(module, graph).eval()

@@ -36,3 +36,8 @@ def test_test_command_is_the_one_ci_runs() -> None:
     assert len(blocks) == 2, "two commands for a fresh machine"
     assert "deploy all" in blocks[0] and "pytest" in blocks[1]
     assert "README.md" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_measured_tables_are_those_of_bench() -> None:
+    done = subprocess.run([sys.executable, "bench/readme.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

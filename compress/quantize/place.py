@@ -169,7 +169,7 @@ def points(gm: fx.GraphModule, static: set[fx.Node]) -> list[Point]:
     facts = _Facts(static)
     nodes = list(gm.graph.nodes)
     for node in reversed(nodes):
-        facts.wants[node] = any(_asks(gm, user, facts) for user in node.users)
+        facts.wants[node] = any(_asks(gm, node, user, facts) for user in node.users)
     found: list[Point] = []
     pending: dict[fx.Node, Point] = {}
     for node in nodes:
@@ -212,12 +212,13 @@ def _is_tuple(gm: fx.GraphModule, node: fx.Node) -> bool:
     )
 
 
-def _asks(gm: fx.GraphModule, user: fx.Node, facts: _Facts) -> bool:
+def _asks(gm: fx.GraphModule, node: fx.Node, user: fx.Node, facts: _Facts) -> bool:
+    """Whether `user` wants `node`, its data input (not a size or an index), on a grid."""
     if user in facts.static:
         return True
-    if keeps_grid(gm, user) or relu_limit(gm, user)[0] or joins(gm, user):
-        return facts.wants[user]
-    return False
+    if keeps_grid(gm, user) or relu_limit(gm, user)[0]:
+        return facts.wants[user] and bool(user.args) and user.args[0] is node
+    return joins(gm, user) and facts.wants[user]
 
 
 def _leads_out(gm: fx.GraphModule, node: fx.Node) -> bool:
@@ -230,7 +231,7 @@ def _least(gm: fx.GraphModule, node: fx.Node) -> float:
     value: Any = gm
     for part in str(node.target).split("."):
         value = getattr(value, part)
-    return float(value.min()) if isinstance(value, torch.Tensor) and value.numel() else float("-inf")
+    return float(value.detach().min()) if isinstance(value, torch.Tensor) and value.numel() else float("-inf")
 
 
 def _nonnegative(gm: fx.GraphModule, node: fx.Node, facts: _Facts) -> bool | None:

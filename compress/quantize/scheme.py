@@ -172,7 +172,7 @@ def supported(module: nn.Module) -> bool:
 def quantized_layer(layer: nn.Module, bits: int, per_channel: bool = True) -> nn.Module:
     """The Brevitas form of a float layer, holding the same weight and bias; its scale is still 1.
 
-    Grouped transposed convolutions have one scale per tensor: Brevitas has no scale per channel and group for them.
+    Grouped transposed convolutions and embeddings have one scale per tensor, because Brevitas has no finer one for them.
     """
     grouped_transpose = "Transpose" in type(layer).__name__ and getattr(layer, "groups", 1) > 1
     quantizer = _WeightPerTensor if grouped_transpose or not per_channel else _Weight
@@ -181,7 +181,7 @@ def quantized_layer(layer: nn.Module, bits: int, per_channel: bool = True) -> nn
             layer.num_embeddings,
             layer.embedding_dim,
             padding_idx=layer.padding_idx,
-            weight_quant=quantizer,
+            weight_quant=_WeightPerTensor,
             weight_bit_width=bits,
         )
     elif isinstance(layer, nn.Linear):

@@ -209,3 +209,38 @@ def _poison(value: object, text: str) -> object:
     if isinstance(value, dict):
         return {k: text if k == "expr_str" else _poison(v, text) for k, v in value.items()}
     return [_poison(v, text) for v in value] if isinstance(value, list) else value
+
+
+def test_a_transformer_is_traced_and_static_ranges_are_taken_at_the_users_word() -> None:
+    """Arguments with defaults (attn_mask, is_causal) must not keep a model from being traced."""
+    import timm
+
+    from tests.conftest import perturb
+
+    torch.manual_seed(0)
+    net = timm.create_model("deit_tiny_patch16_224", depth=2).eval()
+    perturb(net)
+    batches = [Batch((np.random.default_rng(0).standard_normal((4, 3, 224, 224), dtype=np.float32),))]
+    spec = (InputSpec("x", (1, 3, 224, 224)),)
+    for mode, quantizers in (("auto", 2), ("static", 18)):
+        record = compress.compress(net, CompressConfig(activations=mode), inputs=spec, calibration=batches).record
+        kinds = {r["activations"] for r in record["layers"].values() if r["kind"] == "Linear"}
+        assert record["traced"] and kinds == {"dynamic" if mode == "auto" else "static"}
+        assert record["activation_quantizers"] >= quantizers, record["activation_quantizers"]
+
+
+def test_embeddings_are_quantized(tmp_path: Path) -> None:
+    """A small BERT with integer inputs goes the whole way; its table stays integer in the file."""
+    import onnx
+    from bench.models import Bert
+
+    from export.stage import convert
+
+    torch.manual_seed(0)
+    net = Bert(layers=1, width=32, heads=2, hidden=64, vocabulary=100).eval()
+    spec = (InputSpec("input_ids", (1, 12), "int64", 100), InputSpec("attention_mask", (1, 12), "int64", 2))
+    result = compress.compress(net, CompressConfig(), inputs=spec)
+    assert result.record["layers"]["embeddings.word_embeddings"]["kind"] == "Embedding"
+    files, record = convert(result.float_module, result.module, spec)
+    kinds = {tuple(i.dims): i.data_type for i in files["model.onnx"].graph.initializer}
+    assert kinds[(100, 32)] == onnx.TensorProto.INT8 and record["operators"]["MatMulInteger"] == 6

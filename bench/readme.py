@@ -1,0 +1,90 @@
+"""Put the measured tables into README.md, between `<!-- NAME -->` and `<!-- /NAME -->`; --check fails where they are stale.
+
+    python bench/readme.py [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _load(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "bench" / f"{name}.json").read_text())
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(r) + " |" for r in rows)])
+
+
+def fashion() -> str:
+    rows = {r["row"]: r for r in _load("fashion")["rows"]}
+    body = []
+    for bits in ("W8A8", "W4A8", "W4A4", "W3A8", "W2A8"):
+        cells = [rows.get(f"{bits} {kind}") for kind in ("real", "synthetic", "plain rounding")]
+        body.append([bits, *(f"{c['onnx_percent']:.2f} %" if c else "" for c in cells), f"{cells[0]['bytes'] / 1e3:.0f} kB"])
+    float_percent = next(iter(rows.values()))["float_percent"]
+    return f"float32: {float_percent:.2f} %, 1,156 kB\n\n" + _table(
+        ["weights, activations", "real calibration", "synthetic calibration", "plain rounding (control)", "size"], body
+    )
+
+
+def mobilenet() -> str:
+    data = _load("mobilenet")
+    body = [
+        [r["row"], f"{r['agreement_percent']:.1f} % of {r['crops']}", f"{r['labels_of_20']} of 20", f"{r['onnx_bytes'] / 1e6:.2f} MB"]
+        for r in data["rows"]
+    ]
+    return _table(["", "same class as float", f"labels right (float {data['float_labels_of_20']})", "model.onnx"], body)
+
+
+def speed() -> str:
+    data = _load("speed")
+    body = [
+        [r["network"], r["candidate"].removesuffix(" on onnxruntime"), f"{r['ratio']:.2f}x [{r['ratio_low']:.2f}, {r['ratio_high']:.2f}]", f"{r['cpu_p50_ms']:.2f} ms", f"{r['smaller']:.2f}x"]
+        for r in data["rows"]
+    ]  # fmt: skip
+    machine = data["conditions"]
+    note = f"{machine['cpu']} ({', '.join(machine['cpu_features'])}), {data['rows'][0]['samples']} samples each"
+    return _table(["network", "candidate", "speed", "CPU time", "smaller"], body) + f"\n\n{note}."
+
+
+def cost() -> str:
+    data = _load("cost")
+    body = [
+        [name, f"{statistics.median(r['seconds'] for r in rows):.1f} s ({min(r['seconds'] for r in rows):.1f} to {max(r['seconds'] for r in rows):.1f})",
+         f"{statistics.median(r['peak_mb'] for r in rows) / 1e3:.2f} GB"]
+        for name, rows in data["rows"].items()
+    ]  # fmt: skip
+    return _table([f"{len(next(iter(data['rows'].values())))} runs each", "seconds, median", "peak memory"], body) + f"\n\n{data['nncf']}."
+
+
+TABLES = {"fashion": fashion, "mobilenet": mobilenet, "speed": speed, "cost": cost}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    path = ROOT / "README.md"
+    before = text = path.read_text()
+    for name, make in TABLES.items():
+        block = f"<!-- {name} -->\n{make()}\n<!-- /{name} -->"
+        text, count = re.subn(f"<!-- {name} -->.*?<!-- /{name} -->", lambda _, b=block: b, text, flags=re.S)
+        if count != 1:
+            raise SystemExit(f"README.md has no place <!-- {name} -->")
+    if args.check:
+        sys.exit(0 if text == before else "README.md is stale: run python bench/readme.py")
+    path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
