@@ -11,10 +11,10 @@ from deploy.inputs import InputSpec
 class Bert(nn.Module):
     """A BERT encoder (post-norm, GELU) with the parameter names of Hugging Face's BertModel, 6 layers of width 384: MiniLM-L6.
 
-    Inputs: input_ids and attention_mask [N, 128] int64. Output: mean-pooled, normalised sentence vector [N, width].
+    Inputs: input_ids and attention_mask [N, 128] int64 (examples have no padding). Output: mean-pooled, normalised sentence vector [N, width].
     """
 
-    inputs = (InputSpec("input_ids", (1, 128), "int64", 30522), InputSpec("attention_mask", (1, 128), "int64", 2))
+    inputs = (InputSpec("input_ids", (1, 128), "int64", 30522), InputSpec("attention_mask", (1, 128), "int64", 2, 1))
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """Put the measured tables into README.md, between `<!-- NAME -->` and `<!-- /NAME -->`; --check fails where they are stale.
 
-    python bench/readme.py [--check]
+python bench/readme.py [--check]
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def fashion() -> str:
     body = []
     for bits in ("W8A8", "W4A8", "W4A4", "W3A8", "W2A8"):
         cells = [rows.get(f"{bits} {kind}") for kind in ("real", "synthetic", "plain rounding")]
-        body.append([bits, *(f"{c['onnx_percent']:.2f} %" if c else "" for c in cells), f"{cells[0]['bytes'] / 1e3:.0f} kB"])
+        body.append(
+            [bits, *(f"{c['onnx_percent']:.2f} %" if c else "" for c in cells), f"{cells[0]['bytes'] / 1e3:.0f} kB"]
+        )
     float_percent = next(iter(rows.values()))["float_percent"]
     return f"float32: {float_percent:.2f} %, 1,156 kB\n\n" + _table(
         ["weights, activations", "real calibration", "synthetic calibration", "plain rounding (control)", "size"], body
@@ -40,7 +42,12 @@ def fashion() -> str:
 def mobilenet() -> str:
     data = _load("mobilenet")
     body = [
-        [r["row"], f"{r['agreement_percent']:.1f} % of {r['crops']}", f"{r['labels_of_20']} of 20", f"{r['onnx_bytes'] / 1e6:.2f} MB"]
+        [
+            r["row"],
+            f"{r['agreement_percent']:.1f} % of {r['crops']}",
+            f"{r['labels_of_20']} of 20",
+            f"{r['onnx_bytes'] / 1e6:.2f} MB",
+        ]
         for r in data["rows"]
     ]
     return _table(["", "same class as float", f"labels right (float {data['float_labels_of_20']})", "model.onnx"], body)
@@ -64,7 +71,10 @@ def cost() -> str:
          f"{statistics.median(r['peak_mb'] for r in rows) / 1e3:.2f} GB"]
         for name, rows in data["rows"].items()
     ]  # fmt: skip
-    return _table([f"{len(next(iter(data['rows'].values())))} runs each", "seconds, median", "peak memory"], body) + f"\n\n{data['nncf']}."
+    return (
+        _table([f"{len(next(iter(data['rows'].values())))} runs each", "seconds, median", "peak memory"], body)
+        + f"\n\n{data['nncf']}."
+    )
 
 
 TABLES = {"fashion": fashion, "mobilenet": mobilenet, "speed": speed, "cost": cost}

@@ -39,7 +39,9 @@ def _varied(module: torch.nn.Module) -> torch.nn.Module:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="measure only the networks whose name contains this, keep the other rows")
+    parser.add_argument(
+        "--only", default="", help="measure only the networks whose name contains this, keep the other rows"
+    )
     args = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(2)
@@ -89,7 +91,9 @@ def main() -> None:
                     {k: rows[-1][k] for k in ("network", "candidate", "ratio", "ratio_low", "smaller", "busy")},
                     flush=True,
                 )
-    save("speed", {**stamp(), "threads": 1, "conditions": profile["conditions"], "rows": merge("speed", rows, "network")})
+    save(
+        "speed", {**stamp(), "threads": 1, "conditions": profile["conditions"], "rows": merge("speed", rows, "network")}
+    )
 
 
 if __name__ == "__main__":

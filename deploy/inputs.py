@@ -18,26 +18,33 @@ _SPEC = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:[x,]\d+)*)(?::(
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One model input. `shape` includes the batch axis; integer inputs are drawn from [0, high)."""
+    """One model input. `shape` includes the batch axis; integer inputs are drawn from [low, high)."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str = "float32"
     high: int = 2
+    low: int = 0
 
     def example(self, rng: np.random.Generator, batch: int | None = None) -> np.ndarray:
-        """Random values of this input: standard normal for floats, uniform in [0, high) for integers."""
+        """Random values of this input: standard normal for floats, uniform in [low, high) for integers."""
         shape = self.shape if batch is None else (batch, *self.shape[1:])
         if self.dtype == "float32":
             return rng.standard_normal(shape, dtype=np.float32)
-        return rng.integers(0, self.high, shape).astype(_DTYPES[self.dtype])
+        return rng.integers(self.low, self.high, shape).astype(_DTYPES[self.dtype])
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> InputSpec:
-        return cls(str(row["name"]), tuple(int(n) for n in row["shape"]), str(row["dtype"]), int(row["high"]))
+        return cls(
+            str(row["name"]),
+            tuple(int(n) for n in row["shape"]),
+            str(row["dtype"]),
+            int(row["high"]),
+            int(row.get("low", 0)),
+        )
 
 
 def parse_inputs(text: str) -> tuple[InputSpec, ...]:
