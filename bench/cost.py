@@ -2,7 +2,7 @@
 
     python bench/cost.py --nncf PYTHON
 
-PYTHON is an interpreter that can import nncf and openvino (they are no dependency of this project). Each tool runs in a process of its own, three times,
+PYTHON is an interpreter that can import nncf and openvino (they are no dependency of this project). Each tool runs in a process of its own, twice or --repeats times,
 alternated; `deploy` runs compress and export with all parity checks. Writes bench/cost.json.
 """
 
@@ -46,7 +46,7 @@ def measure(argv: list[str]) -> tuple[float, float, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nncf", required=True)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     args = parser.parse_args()
     torch.manual_seed(0)
     rows: dict[str, list[dict[str, float]]] = {"deploy compress": [], "deploy export": [], "nncf.quantize": []}

@@ -28,6 +28,12 @@ def plan(config: ExportConfig) -> list[str]:
     ]
 
 
+def _equal(differ: int, compared: int, steps: int = 1) -> str:
+    if not differ:
+        return f"all {compared} equal"
+    return f"{differ} of {compared} differ by at most {steps} step{'s' if steps > 1 else ''} (rounding ties)"
+
+
 def describe(summary: dict[str, Any], folder: Path) -> Outcome:
     rows = summary["parity"]
     lines = [
@@ -36,8 +42,8 @@ def describe(summary: dict[str, Any], folder: Path) -> Outcome:
     ]
     if rows["integers_compared"]:
         lines.append(
-            f"integers against the QONNX reference, layer by layer: {rows['own_differ']} of {rows['integers_compared']} "
-            f"differ (rounding ties, by {rows['own_max']} step); run through: {rows['carried_differ']}, up to {rows['carried_max']}"
+            f"integers against the QONNX reference, layer by layer: {_equal(rows['own_differ'], rows['integers_compared'])}; "
+            f"run through the whole network: {_equal(rows['carried_differ'], rows['integers_compared'], rows['carried_max'])}"
         )
     lines += [f"{name}: {size / 1e6:.2f} MB" for name, size in summary["bytes"].items()]
     return Outcome(tuple(lines), next=f"deploy profile {folder} -o {folder.parent / 'profile'}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from deploy.cli import main
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 FASHION = Path(__file__).resolve().parents[1] / "examples" / "fashion"
 MODEL, CALIB, TEST = (str(FASHION / n) for n in ("fashion_cnn.safetensors", "calib.npz", "test1000.npz"))
 

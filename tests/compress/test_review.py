@@ -232,8 +232,8 @@ def test_a_transformer_is_traced_and_static_ranges_are_taken_at_the_users_word()
 def test_embeddings_are_quantized(tmp_path: Path) -> None:
     """A small BERT with integer inputs goes the whole way; its table stays integer in the file."""
     import onnx
-    from bench.models import Bert
 
+    from bench.models import Bert
     from export.stage import convert
 
     torch.manual_seed(0)
