@@ -30,8 +30,9 @@ class _Tracer(fx.Tracer):
         return isinstance(module, self._leaves) or is_leaf(module) or super().is_leaf_module(module, qualified_name)
 
 
-def split_norm_act(module: nn.Module) -> None:
-    """Replace modules that are a BatchNorm with an activation inside (timm BatchNormAct2d) by BatchNorm, dropout, activation."""
+def plain_layers(module: nn.Module) -> None:
+    """Replace timm's composite layers by torch's plain ones, in place: BatchNormAct2d by BatchNorm, dropout, activation; its
+    Linear (which differs only under TorchScript autocast) by nn.Linear."""
     for name, child in list(module.named_children()):
         if (
             isinstance(child, nn.BatchNorm2d)
@@ -48,8 +49,12 @@ def split_norm_act(module: nn.Module) -> None:
                 if isinstance(m, nn.Module) and not isinstance(m, nn.Identity)
             ]
             setattr(module, name, nn.Sequential(plain, *rest).train(child.training))
+        elif isinstance(child, nn.Linear) and type(child).__module__ == "timm.layers.linear":
+            linear = nn.Linear(child.in_features, child.out_features, child.bias is not None)
+            linear.load_state_dict(child.state_dict())
+            setattr(module, name, linear.train(child.training))
         else:
-            split_norm_act(child)
+            plain_layers(child)
 
 
 def _erase(graph: fx.Graph, node: fx.Node) -> None:

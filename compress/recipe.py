@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compress.fold import fold, fold_opaque
-from compress.graph import split_norm_act, trace
+from compress.graph import plain_layers, trace
 from compress.quantize import scheme
 from compress.quantize.plan import Plan, apply_plan
 from compress.quantize.walk import prepare
@@ -59,7 +59,7 @@ def structure(module: nn.Module, inputs: int, merge: bool, fold_norms: bool) -> 
         module = reparameterize_model(module, inplace=True)
     module = module.eval()
     if not isinstance(module, fx.GraphModule):
-        split_norm_act(module)
+        plain_layers(module)
     gm = trace(module, inputs)
     if gm is None:
         return module, []

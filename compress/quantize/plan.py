@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from compress.config import CompressConfig
+from compress.fold import LAYERS
 from compress.graph import calls, submodule
 from compress.quantize import scheme
 from compress.quantize.place import keeps_grid, layer_ends, points, relu_limit
@@ -18,6 +20,17 @@ from compress.quantize.scheme import ActivationSpec
 from deploy.errors import UserError
 
 INNER_BITS = 8
+_FUNCTIONAL = {
+    F.linear,
+    F.conv1d,
+    F.conv2d,
+    F.conv3d,
+    F.conv_transpose1d,
+    F.conv_transpose2d,
+    F.conv_transpose3d,
+    torch.conv2d,
+    torch.conv1d,
+}
 DYNAMIC, STATIC, WEIGHTS = "dynamic", "static", "weights"
 
 
@@ -134,6 +147,8 @@ def make_plan(
     used: set[str] = set()
     act_bits: dict[str, int] = {}
     for name, layer in root.named_modules():
+        if isinstance(layer, LAYERS) and not scheme.supported(layer):
+            plan.skipped[name] = f"{type(layer).__name__} has no quantized form"
         if not scheme.supported(layer) or name not in macs:
             continue
         bits: int | None = max(config.bits, config.first_last_bits) if name in ends else config.bits
@@ -167,6 +182,12 @@ def make_plan(
         if row.around and row.activations == STATIC:
             row.before, row.after = ActivationSpec(INNER_BITS, True), ActivationSpec(INNER_BITS, True)
         plan.layers[name] = row
+    if gm is not None:
+        plan.skipped |= {
+            n.name: "a functional call with its own weight"
+            for n in gm.graph.nodes
+            if n.op == "call_function" and n.target in _FUNCTIONAL
+        }
     missing = [p for p, _, _ in overrides if p not in used]
     if missing:
         raise UserError(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compress.fold import fold, fold_after, fold_before
-from compress.graph import relative_error, split_norm_act, trace
+from compress.graph import plain_layers, relative_error, trace
 from tests.conftest import perturb
 
 NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -134,7 +134,7 @@ def test_timm_norm_with_activation_is_split() -> None:
     x = torch.randn(2, 3, 6, 6)
     with torch.no_grad():
         want = net(x)
-        split_norm_act(net)
+        plain_layers(net)
         graph = trace(net)
         assert graph is not None and fold(graph)[0].folded
         assert relative_error(graph(x), want) <= 1e-6

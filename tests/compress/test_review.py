@@ -244,3 +244,21 @@ def test_embeddings_are_quantized(tmp_path: Path) -> None:
     files, record = convert(result.float_module, result.module, spec)
     kinds = {tuple(i.dims): i.data_type for i in files["model.onnx"].graph.initializer}
     assert kinds[(100, 32)] == onnx.TensorProto.INT8 and record["operators"]["MatMulInteger"] == 6
+
+
+def test_timm_linear_is_quantized_and_what_is_not_is_said() -> None:
+    """timm's own Linear class was once left in float without a word (MobileNetV3's classifier)."""
+    from timm.layers.linear import Linear
+
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.weight = Linear(8, 6), nn.Parameter(torch.randn(4, 6))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.linear(self.head(x), self.weight)
+
+    torch.manual_seed(0)
+    record = compress.compress(Functional().eval(), CompressConfig(), inputs=(InputSpec("x", (1, 8)),)).record
+    assert list(record["layers"]) == ["head"]
+    assert list(record["float_layers"].values()) == ["a functional call with its own weight"]
