@@ -20,7 +20,7 @@ from deploy.inputs import InputSpec, examples
 
 FLOAT_BOUND = 1e-3
 SQNR_BOUND = 8.0
-TIES = 1e-3
+TIES = 5e-3  # sums of grids whose scales are in a simple ratio fall on ties often (HRNet: 3 in 1,000)
 REFERENCE_SAMPLES = 2
 
 

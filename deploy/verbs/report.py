@@ -31,9 +31,9 @@ def run(config: ReportConfig) -> Outcome:
     artifact.write_file(target / "report.html", html.encode())
     artifact.write_file(target / "report.json", artifact.canonical(data))
     return Outcome(
-        (f"wrote {target / 'report.html'} ({len(html) / 1e6:.2f} MB, self-contained) and report.json",),
+        (f"wrote {Path(config.output) / 'report.html'} ({len(html) / 1e6:.2f} MB, self-contained) and report.json",),
         {"html": str(target / "report.html")},
-        f"open {target / 'report.html'}",
+        f"open {Path(config.output) / 'report.html'}",
     )
 
 
