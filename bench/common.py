@@ -45,7 +45,9 @@ def stamp(args: dict[str, Any] | None = None) -> dict[str, Any]:
             continue
     script = Path(sys.argv[0])
     return {
-        "command": " ".join(["python", f"bench/{script.name}", *sys.argv[1:]]),
+        "command": " ".join(
+            ["python", f"bench/{script.name}", *("DIR" if a.startswith("/") else a for a in sys.argv[1:])]
+        ),
         "args": args or {},
         "versions": {"python": platform.python_version(), **packages},
         "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},

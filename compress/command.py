@@ -19,7 +19,8 @@ def inputs(config: CompressConfig) -> dict[str, Path]:
         raise UserError("MODEL is missing: give a checkpoint, for example: deploy compress model.pt --bits 4")
     found = {"model": Path(config.model)}
     if ":" in config.arch and config.arch.partition(":")[0] not in ("deploy", "timm", "torchvision"):
-        found["arch"] = code_of(config.arch)
+        for path in code_of(config.arch).values():
+            found["arch"] = path
     if found["model"].suffix == ".safetensors" and found["model"].with_name("config.json").is_file():
         found["config.json"] = found["model"].with_name("config.json")
     for flag in ("calib", "eval"):

@@ -41,19 +41,19 @@ def paths_of(source: str) -> dict[str, Path]:
     """The file or folder whose content decides what a source yields: for a function its module's file; none for `random`."""
     if not source or source == "random":
         return {}
-    return {"data": code_of(source)} if is_function(source) else {"data": Path(source)}
+    return code_of(source) if is_function(source) else {"data": Path(source)}
 
 
-def code_of(name: str) -> Path:
-    """The file of the module in `pkg.mod:attribute`. Raises UserError when it cannot be found."""
+def code_of(name: str) -> dict[str, Path]:
+    """The file of the module in `pkg.mod:attribute`, none for a built-in one. Raises UserError when it cannot be found."""
     module = name.partition(":")[0]
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):
         spec = None
-    if spec is None or not spec.origin or not Path(spec.origin).is_file():
+    if spec is None:
         raise UserError(f"{name}: cannot import {module!r}; put its folder on PYTHONPATH")
-    return Path(spec.origin)
+    return {"code": Path(spec.origin)} if spec.origin and Path(spec.origin).is_file() else {}
 
 
 def load(

@@ -44,7 +44,8 @@ def execute(stage: Stage, config: Any) -> Finished:
     used = artifact.versions(stage.packages, stage.machine)
     settings = as_dict(config, identity_only=True)
     for name in inputs:
-        settings.pop(name, None)
+        if Path(str(settings.get(name, ""))).absolute() == inputs[name]:  # a path: its content counts, not its name
+            settings.pop(name)
     key = artifact.identity(stage.name, settings, hashes, used)
     manifest = artifact.reusable(target, key)
     if manifest is not None:

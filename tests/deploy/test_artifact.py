@@ -159,3 +159,20 @@ def test_a_foreign_manifest_or_file_is_never_deleted(tmp_path: Path, source: Pat
         with pytest.raises(UserError, match="did not write"):
             execute(_stage([]), Config(str(source), str(folder), "b"))
         assert (folder / kept).exists()
+
+
+def test_two_functions_of_one_module_are_two_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`pkg.mod:f` and `pkg.mod:g` share a file; an edit of that file makes both new."""
+    (tmp_path / "my_batches.py").write_text(
+        "import numpy as np\n"
+        "def f():\n    yield np.zeros((8, 1, 28, 28), np.float32) + np.linspace(0, 1, 28, dtype=np.float32)\n"
+        "def g():\n    yield np.ones((8, 1, 28, 28), np.float32) * np.linspace(0, 1, 28, dtype=np.float32)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    flags = ["compress", MODEL, "-o", str(tmp_path / "out"), "-q"]
+    assert "wrote" in deploy(*flags, "--calib", "my_batches:f").out
+    assert "reused" in deploy(*flags, "--calib", "my_batches:f").out
+    assert "wrote" in deploy(*flags, "--calib", "my_batches:g").out
+    with (tmp_path / "my_batches.py").open("a") as stream:
+        stream.write("# edited\n")
+    assert "wrote" in deploy(*flags, "--calib", "my_batches:g").out
