@@ -41,12 +41,13 @@ def canonical(value: Any) -> bytes:
 
 
 def hash_input(path: Path) -> str:
-    """sha256 of a file; of an artifact folder its manifest's; of any other folder its sorted names and contents."""
+    """sha256 of a file; of an artifact folder its key and the hashes of its files (not its wall time); of any other folder its sorted names and contents."""
     if path.is_file():
         return sha256_file(path)
     manifest = path / MANIFEST
     if manifest.is_file():
-        return sha256_file(manifest)
+        made = read_manifest(path)
+        return sha256_bytes(canonical({"key": made.get("key"), "files": made["files"]}))
     rows = [[p.relative_to(path).as_posix(), sha256_file(p)] for p in sorted(path.rglob("*")) if p.is_file()]
     return sha256_bytes(canonical(rows))
 
