@@ -1,0 +1,193 @@
+"""The pass over a QONNX graph: constants are folded, every operator is handed to its rule, refusals are collected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from hw.fpga import ir
+from hw.fpga.lower.problems import CannotLower, Problem
+from hw.fpga.lower.state import State
+from hw.fpga.reference import result
+
+QUANT_DOMAINS = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A quantized constant: integers and their scale, broadcastable against them."""
+
+    integers: np.ndarray
+    scale: np.ndarray
+    bits: int
+
+
+@dataclass
+class Lowered:
+    """The integer graph, or what stands in its way."""
+
+    graph: ir.Graph
+    problems: list[Problem]
+
+
+@dataclass
+class Context:
+    """Everything that a rule reads and writes."""
+
+    constants: dict[str, np.ndarray]
+    grids: dict[str, Grid] = field(default_factory=dict)
+    states: dict[str, State] = field(default_factory=dict)
+    graph: ir.Graph = field(default_factory=ir.Graph)
+    label: str = ""
+    made: dict[tuple[Any, ...], str] = field(default_factory=dict)
+
+    def emit(self, op: ir.Op, inputs: list[str], stem: str = "") -> str:
+        """Append a node; returns the name of its result."""
+        name = f"{stem or type(op).__name__.lower()}{len(self.graph.nodes)}"
+        self.graph.tensors[name] = result(op, [self.graph.tensors[t] for t in inputs])
+        self.graph.nodes.append(ir.Node(name, op, tuple(inputs), name, self.label))
+        return name
+
+    def constant(self, name: str) -> np.ndarray:
+        """A constant input. Raises CannotLower when it is computed at run time."""
+        if name not in self.constants:
+            raise CannotLower("one of its parameters is computed at run time", "export with constant parameters and a fixed input shape")
+        return self.constants[name]
+
+    def state(self, name: str) -> State:
+        return self.states[name]
+
+
+Rule = Callable[[Context, onnx.NodeProto, dict[str, Any]], None]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*ops: str) -> Callable[[Rule], Rule]:
+    """Announce the rule of some ONNX operators."""
+
+    def add(function: Rule) -> Rule:
+        for op in ops:
+            RULES[op] = function
+        return function
+
+    return add
+
+
+def round_by(mode: str) -> Callable[[np.ndarray], np.ndarray]:
+    """The rounding of a QONNX Quant node."""
+    modes: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "ROUND": np.rint,
+        "CEIL": np.ceil,
+        "FLOOR": np.floor,
+        "ROUND_TO_ZERO": np.trunc,
+        "DOWN": np.floor,
+        "UP": np.ceil,
+        "HALF_EVEN": np.rint,
+    }
+    if mode.upper() not in modes:
+        raise CannotLower(f"its rounding mode {mode} is not known", "use ROUND")
+    return modes[mode.upper()]
+
+
+def quant_range(attributes: dict[str, Any], bits: float) -> tuple[int, int]:
+    """Least and largest integer of a Quant node."""
+    if bits != int(bits) or not 1 <= bits <= 16:
+        raise CannotLower(f"its bit width {bits:g} is no integer from 1 to 16", "use 2 to 8 bits")
+    signed, narrow, n = bool(attributes.get("signed", 1)), bool(attributes.get("narrow", 0)), int(bits)
+    if signed:
+        return -(1 << (n - 1)) + narrow, (1 << (n - 1)) - 1
+    return 0, (1 << n) - 1 - narrow
+
+
+def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
+    """Attributes as Python values, strings decoded."""
+    values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    return {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
+
+
+def _fold(context: Context, node: onnx.NodeProto) -> None:
+    """Compute a node whose inputs are all constants."""
+    values = [context.constants[n] if n else None for n in node.input]
+    attributes = attributes_of(node)
+    if node.op_type == "Quant" and node.domain in QUANT_DOMAINS:
+        x, scale, zero, bits = (np.asarray(v, np.float64) for v in values)
+        low, high = quant_range(attributes, float(bits.reshape(-1)[0]))
+        integers = round_by(attributes.get("rounding_mode", "ROUND"))(np.clip(x / scale + zero, low, high)) - zero
+        context.grids[node.output[0]] = Grid(integers.astype(np.int64), scale, int(bits.reshape(-1)[0]))
+        context.constants[node.output[0]] = integers * scale
+        return
+    if node.op_type == "Transpose" and node.input[0] in context.grids:
+        grid, order = context.grids[node.input[0]], attributes.get("perm")
+        scale = grid.scale.transpose(order) if grid.scale.ndim == grid.integers.ndim else grid.scale
+        context.grids[node.output[0]] = Grid(grid.integers.transpose(order), scale, grid.bits)
+    outs = ReferenceEvaluator(_single(node, values)).run(None, {n: v for n, v in zip(node.input, values, strict=True) if n})
+    context.constants |= dict(zip(node.output, (np.asarray(o) for o in outs), strict=True))
+
+
+def _single(node: onnx.NodeProto, values: list[np.ndarray | None]) -> onnx.ModelProto:
+    make = onnx.helper.make_tensor_value_info
+    ins = [
+        make(n, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+        for n, v in dict(zip(node.input, values, strict=True)).items()
+        if v is not None
+    ]
+    outs = [onnx.helper.make_empty_tensor_value_info(n) for n in node.output]
+    return onnx.helper.make_model(onnx.helper.make_graph([node], "fold", ins, outs), opset_imports=[onnx.helper.make_opsetid("", 20)])
+
+
+def lower(model: onnx.ModelProto) -> Lowered:
+    """A QONNX file (static batch of 1, per-tensor activation quantizers) as an integer graph.
+
+    Every refusal is collected; the graph is complete only where `problems` is empty. Raises UserError never: the caller decides.
+    """
+    from hw.fpga.lower import rules_layer, rules_layout, rules_scalar  # noqa: F401  each announces its rules
+    from hw.fpga.lower.ends import finish, start
+
+    context = Context({i.name: numpy_helper.to_array(i) for i in model.graph.initializer})
+    problems: list[Problem] = []
+    poisoned: set[str] = set()
+    start(context, model, problems, poisoned)
+    for node in model.graph.node:
+        label = node.name.rsplit("/", 1)[0] if "/" in node.name else node.name
+        context.label = label
+        try:
+            if node.op_type == "Constant":
+                context.constants[node.output[0]] = np.asarray(ReferenceEvaluator(_single(node, [])).run(None, {})[0])
+            elif all(not n or n in context.constants for n in node.input):
+                _fold(context, node)
+            elif node.op_type not in RULES or (node.domain not in ("", "ai.onnx", *QUANT_DOMAINS)):
+                raise CannotLower(*_unknown(node))
+            elif any(n in poisoned for n in node.input):
+                poisoned.update(node.output)
+            else:
+                RULES[node.op_type](context, node, attributes_of(node))
+        except CannotLower as error:
+            problems.append(Problem(label, node.op_type, error.reason, error.remedy))
+            poisoned.update(node.output)
+    finish(context, model, problems, poisoned)
+    context.graph.prune()
+    return Lowered(context.graph, problems)
+
+
+_REMEDIES = {
+    "ConvTranspose": ("transposed convolution has no hardware block", "use nearest upsampling followed by a convolution"),
+    "LSTM": ("recurrent layers have no hardware block", "profile this model on a CPU runtime instead"),
+    "GRU": ("recurrent layers have no hardware block", "profile this model on a CPU runtime instead"),
+    "LayerNormalization": ("layer normalization needs statistics of the data at hand", "use BatchNorm"),
+    "InstanceNormalization": ("instance normalization needs statistics of the data at hand", "use BatchNorm"),
+    "GroupNormalization": ("group normalization needs statistics of the data at hand", "use BatchNorm"),
+    "BipolarQuant": ("one-bit values have no hardware block", "use 2 bits or more"),
+    "Trunc": ("truncated average pooling has no hardware block", "use average pooling and a quantizer"),
+}
+
+
+def _unknown(node: onnx.NodeProto) -> tuple[str, str]:
+    return _REMEDIES.get(
+        node.op_type, ("no hardware block computes this operator", "replace it, or leave this model to a CPU runtime")
+    )

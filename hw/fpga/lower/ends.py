@@ -1,0 +1,95 @@
+"""The two ends of the graph, which are the host's work: making integers of the input, floats of the result."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from hw.fpga import ir
+from hw.fpga.lower.convert import Context
+from hw.fpga.lower.expr import Apply, Expr, Leaf, linear
+from hw.fpga.lower.grids import join, summed
+from hw.fpga.lower.problems import CannotLower, Problem
+from hw.fpga.lower.state import State
+
+FLOAT = "@"  # leaves whose values are the model's float inputs carry this prefix
+_HOST_UNARY = {"Relu", "Sigmoid", "Tanh"}
+
+
+def start(context: Context, model: onnx.ModelProto, problems: list[Problem], poisoned: set[str]) -> None:
+    """A float leaf for every model input."""
+    for tensor in model.graph.input:
+        if tensor.name in context.constants:
+            continue
+        shape = [d.dim_value for d in tensor.type.tensor_type.shape.dim]
+        if len(shape) not in (2, 3, 4) or any(d < 1 for d in shape) or shape[0] != 1:
+            problems.append(
+                Problem(
+                    tensor.name,
+                    "input",
+                    f"its shape {shape} is no [1, C], [1, C, L] or [1, C, H, W] with fixed sizes",
+                    "export with a fixed batch of one",
+                )
+            )
+            poisoned.add(tensor.name)
+            continue
+        spatial = {2: (1, 1), 3: (1, shape[-1]), 4: (shape[-2], shape[-1])}[len(shape)]
+        context.states[tensor.name] = State.plain(Leaf(FLOAT + tensor.name), shape[1], spatial, len(shape))
+
+
+def finish(context: Context, model: onnx.ModelProto, problems: list[Problem], poisoned: set[str]) -> None:
+    """Integer results and what the host does with them."""
+    for tensor in model.graph.output:
+        if tensor.name in poisoned:
+            continue
+        context.label = tensor.name
+        if tensor.name not in context.states:
+            problems.append(Problem(tensor.name, "output", "it is a constant", "remove this output"))
+            continue
+        try:
+            _output(context, tensor.name, context.state(tensor.name))
+        except CannotLower as error:
+            problems.append(Problem(tensor.name, "output", error.reason, error.remedy))
+
+
+def _output(context: Context, name: str, state: State) -> None:
+    tensors, scales, offsets, tails = [], [], [], []
+    for piece in state.pieces:
+        expr, tail = _host_tail(piece.expr)
+        expr = summed(context, expr)
+        found = linear(expr)
+        if found is None or len(found[0]) != 1:
+            raise CannotLower(
+                "what follows the last integers is more than a scale and an offset per channel",
+                "end the model with a layer or a quantizer",
+            )
+        (leaf, scale), offset = next(iter(found[0].items())), found[1]
+        if leaf.startswith(FLOAT):
+            raise CannotLower("it is the model's input", "remove this output")
+        tensors.append(leaf)
+        scales.append(np.broadcast_to(scale, piece.channels))
+        offsets.append(np.broadcast_to(offset, piece.channels))
+        tails.append(tail)
+    if any(t != tails[0] for t in tails):
+        raise CannotLower("its parts end in different functions", "quantize the result")
+    whole = join(context, tensors)
+    context.graph.outputs.append(
+        ir.Output(
+            whole,
+            name,
+            np.concatenate(scales),
+            np.concatenate(offsets),
+            state.stream_positions(),
+            tuple(state.view.shape[1:]),
+            (*tails[0], *state.after),
+        )
+    )
+
+
+def _host_tail(expr: Expr) -> tuple[Expr, tuple[tuple[str, int], ...]]:
+    """Split trailing activation functions off an expression."""
+    tail: list[tuple[str, int]] = []
+    while isinstance(expr, Apply) and expr.op in _HOST_UNARY:
+        tail.insert(0, (expr.op, 0))
+        expr = expr.args[0]
+    return expr, tuple(tail)
