@@ -15,15 +15,17 @@ from deploy.errors import ToolError, UserError
 
 @dataclass(frozen=True)
 class Tool:
-    """An executable: its name, how it prints its version, the least version that works, how to get it."""
+    """An executable: its name, how it prints its version, the least version that works, how to get it; `path` where it is
+    not looked for on PATH."""
 
     name: str
     probe: tuple[str, ...] = ("--version",)
     minimum: tuple[int, ...] = ()
     get: str = ""
+    path: str = ""
 
     def find(self) -> str | None:
-        return shutil.which(self.name)
+        return shutil.which(self.path or self.name)
 
     def version(self) -> tuple[int, ...] | None:
         """The first dotted number that the probe prints, or None where the tool is missing or prints none."""

@@ -1,0 +1,43 @@
+"""An integer graph and a fold per layer, made a netlist."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hw.fpga import ir
+from hw.fpga.blocks import blocks
+from hw.fpga.blocks.base import Fold, Layer, Target
+from hw.fpga.netlist import Netlist, Stream
+
+
+def layer_of(graph: ir.Graph, node: ir.Node) -> Layer:
+    return Layer(node, tuple(graph.tensors[t] for t in node.inputs), graph.tensors[node.output])
+
+
+def assemble(graph: ir.Graph, folds: Mapping[str, Fold], target: Target, depths: Mapping[str, int] | None = None) -> Netlist:
+    """Build every layer in order; streams read several times are forked. depths: of FIFOs by name, 2 where not given."""
+    net = Netlist(depths=dict(depths or {}))
+    ready: dict[str, list[Stream]] = {}
+    for source in graph.inputs:
+        tensor = graph.tensors[source.tensor]
+        par = _input_par(graph, source.tensor, folds)
+        stream = Stream(source.tensor, par, tensor.bits, tensor.signed, tensor.size // par, source.tensor)
+        net.inputs.append(stream)
+        ready[source.tensor] = net.fork(stream, max(1, graph.uses(source.tensor)))
+    for node in graph.nodes:
+        net.layer = node.name
+        layer = layer_of(graph, node)
+        inputs = [ready[t].pop() for t in node.inputs]
+        out = blocks()[node.kind].build(net, layer, folds[node.name], inputs, target)
+        out = Stream(out.name, out.par, out.bits, out.signed, out.beats, node.output)
+        net.layer = ""
+        ready[node.output] = net.fork(out, graph.uses(node.output))
+    for k, out_spec in enumerate(graph.outputs):
+        net.outputs.append(net.buffer(ready[out_spec.tensor].pop(), f"out{k}_fifo"))
+    return net
+
+
+def _input_par(graph: ir.Graph, tensor: str, folds: Mapping[str, Fold]) -> int:
+    """Elements per beat of a graph input: what its first reader takes."""
+    readers = graph.consumers(tensor)
+    return folds[readers[0].name].simd if readers else 1

@@ -1,0 +1,104 @@
+"""What a block is, and helpers that blocks share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from hw.fpga import ir
+from hw.fpga.netlist import Netlist, Stream
+
+
+@dataclass(frozen=True)
+class Fold:
+    """How much of a layer is computed at once. pe: output channels per beat; simd: input channels per beat; taps: window
+    elements per beat (depthwise only); dsp: products in multiplier blocks, not logic. A frame takes `cycles`."""
+
+    pe: int = 1
+    simd: int = 1
+    taps: int = 1
+    dsp: bool = False
+    cycles: int = 0
+    lut: float = 0
+    dsps: int = 0
+    bram18: float = 0
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node with the tensors around it."""
+
+    node: ir.Node
+    ins: tuple[ir.Tensor, ...]
+    out: ir.Tensor
+
+    @property
+    def op(self) -> ir.Op:
+        return self.node.op
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a block needs to know of the part: the two factors of a multiplier block, in bits (signed)."""
+
+    wide: int = 25
+    narrow: int = 18
+
+
+class Block(Protocol):
+    """Builds some kinds of operators."""
+
+    kinds: tuple[str, ...]
+
+    def folds(self, layer: Layer, target: Target) -> list[Fold]:
+        """Every way to build the layer, with cycles per frame and estimated cost."""
+        ...
+
+    def build(self, net: Netlist, layer: Layer, fold: Fold, inputs: list[Stream], target: Target) -> Stream:
+        """Append instances to the netlist; returns the stream of the result."""
+        ...
+
+
+def divisors(n: int, most: int = 1 << 30) -> list[int]:
+    return [d for d in range(1, min(n, most) + 1) if n % d == 0]
+
+
+def pack(values: Iterable[int], bits: int) -> int:
+    """Elements into one word, the first in the low bits."""
+    word, mask = 0, (1 << bits) - 1
+    for i, v in enumerate(values):
+        word |= (int(v) & mask) << (i * bits)
+    return word
+
+
+def pack_rows(rows: np.ndarray, bits: int) -> list[int]:
+    """[words, elements] -> words."""
+    return [pack(row, bits) for row in rows.tolist()]
+
+
+def signed_bits(low: int, high: int) -> int:
+    """Bits of a two's complement number that holds low..high."""
+    return ir.bits_for(min(low, -1), high)[0]
+
+
+def memory_bram18(depth: int, width: int) -> float:
+    """18-kilobit blocks of a memory, 0 where logic cells are the cheaper place (up to 64 words, or under 2 kilobits)."""
+    if depth <= 64 or depth * width <= 2048:
+        return 0
+    best = 1e9
+    for words, bits in ((512, 36), (1024, 18), (2048, 9), (4096, 4), (8192, 2), (16384, 1)):
+        best = min(best, -(-depth // words) * -(-width // bits))
+    return best
+
+
+def memory_lut(depth: int, width: int) -> float:
+    """Logic cells of a memory that is not in block RAM (six-input LUTs, 64 bits of ROM or RAM each)."""
+    return 0 if memory_bram18(depth, width) else -(-depth // 64) * width
+
+
+def conform(net: Netlist, stream: Stream, par: int, bits: int, signed: bool) -> Stream:
+    """The stream with the width that a block wants, behind a FIFO."""
+    return net.buffer(net.cast(net.convert(stream, par), bits, signed))

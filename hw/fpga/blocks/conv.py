@@ -1,0 +1,130 @@
+"""Convolutions and linear layers: window, then matrix-vector or (depthwise) vector-vector unit."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hw.fpga import ir
+from hw.fpga.blocks import window as windows
+from hw.fpga.blocks.base import Fold, Layer, Target, conform, divisors, memory_bram18, memory_lut, pack_rows, signed_bits
+from hw.fpga.netlist import Netlist, Stream
+
+MOST_WIDTH = 4096  # bits of a weight word, beyond which memories and routing stop making sense
+
+
+def weight_bits(weight: np.ndarray) -> int:
+    return max(2, signed_bits(int(weight.min()), int(weight.max())))
+
+
+def packing(wb: int, ab: int, simd: int, target: Target) -> tuple[int, int] | None:
+    """(K, group): how far two packed weights stand apart, and how many packed products may be added before they are taken
+    apart. None where two products do not fit one multiplier. The inputs are ab + 1 bits with their sign."""
+    k = target.wide - wb
+    product = wb + ab  # bits of one signed product
+    if ab + 1 > target.narrow or k < product:
+        return None
+    return k, min(simd, 1 << (k - product))
+
+
+def _acc_bits(layer: Layer) -> int:
+    return signed_bits(layer.out.low, layer.out.high)
+
+
+class Conv:
+    """Conv, dense or depthwise."""
+
+    kinds = ("Conv",)
+
+    def folds(self, layer: Layer, target: Target) -> list[Fold]:
+        op: ir.Conv = layer.op  # type: ignore[assignment]
+        x, out = layer.ins[0], layer.out
+        wb, found = weight_bits(op.weight), []
+        window_lut = {}
+        if op.depthwise:
+            for pe in divisors(x.channels, MOST_WIDTH // max(wb, x.bits)):
+                cycles = out.pixels * op.window.size * (x.channels // pe)
+                lut, bram = windows.cost(op.window, x.shape, pe * x.bits, x.channels // pe)
+                depth = x.channels // pe * op.window.size
+                for dsp in (False, True):
+                    multiply = 0.0 if dsp else _multiplier_lut(wb, x.bits)
+                    found.append(
+                        Fold(
+                            pe, pe, 1, dsp, max(cycles, x.pixels * x.channels // pe),
+                            lut + 60 + pe * (multiply + 1.2 * _acc_bits(layer)) + memory_lut(depth, pe * wb),
+                            pe if dsp else 0,
+                            bram + memory_bram18(depth, pe * wb),
+                        )  # fmt: skip
+                    )
+            return found
+        for simd in divisors(x.channels, MOST_WIDTH // x.bits):
+            window_lut[simd] = windows.cost(op.window, x.shape, simd * x.bits, x.channels // simd)
+            for pe in divisors(out.channels, MOST_WIDTH // (wb * simd)):
+                sf, nf = op.window.size * x.channels // simd, out.channels // pe
+                cycles = max(out.pixels * sf * nf, x.pixels * x.channels // simd)
+                packed = packing(wb, x.bits, simd, target) if pe % 2 == 0 else None
+                for dsp in (False, True):
+                    products = pe * simd
+                    dsps = (products // 2 if packed else products) if dsp else 0
+                    tree = products * (wb + x.bits + 1) * (0.75 if dsp and packed else 1.0)
+                    multiply = 0.0 if dsp else products * _multiplier_lut(wb, x.bits)
+                    lut, bram = window_lut[simd]
+                    found.append(
+                        Fold(
+                            pe, simd, 1, dsp, cycles,
+                            lut + 60 + multiply + tree + pe * _acc_bits(layer) * 1.2 + memory_lut(sf * nf, pe * simd * wb),
+                            dsps,
+                            bram + memory_bram18(sf * nf, pe * simd * wb),
+                        )  # fmt: skip
+                    )
+        return found
+
+    def build(self, net: Netlist, layer: Layer, fold: Fold, inputs: list[Stream], target: Target) -> Stream:
+        op: ir.Conv = layer.op  # type: ignore[assignment]
+        x = layer.ins[0]
+        source = conform(net, inputs[0], fold.simd, x.bits, x.signed)
+        if op.depthwise:
+            return self._depthwise(net, layer, op, fold, source)
+        nf, sf = layer.out.channels // fold.pe, op.window.size * x.channels // fold.simd
+        stream = windows.build(net, source, x.shape, op.window, repeat=nf)
+        wb = weight_bits(op.weight)
+        found = packing(wb, x.bits, fold.simd, target) if fold.dsp and fold.pe % 2 == 0 else None
+        # [nf, pe, sf, simd]
+        weight = op.weight.reshape(nf, fold.pe, sf, fold.simd)
+        if found:
+            shifted = weight.copy()
+            shifted[:, 1::2] -= weight[:, 0::2] < 0
+            if weight_bits(shifted) > wb:  # the full range, -8 at 4 bits: one bit more
+                wb = weight_bits(shifted)
+                found = packing(wb, x.bits, fold.simd, target)
+            weight = shifted if found else weight
+        words = weight.transpose(0, 2, 1, 3).reshape(nf * sf, fold.pe * fold.simd)
+        file = net.memory(f"{net.layer}_weights.mem", pack_rows(words, wb), fold.pe * fold.simd * wb)
+        params: dict[str, int | str] = {
+            "PE": fold.pe, "SIMD": fold.simd, "SF": sf, "NF": nf, "WB": wb, "AB": x.bits, "A_SIGNED": int(x.signed),
+            "ACC": layer.out.bits, "PACK": int(found is not None), "K": found[0] if found else 1,
+            "GROUP": found[1] if found else 1, "DSP": int(fold.dsp), "WEIGHTS": file,
+        }  # fmt: skip
+        beats = layer.out.pixels * nf
+        out = layer.out
+        return net.add("dp_mvu", params, [stream], fold.pe, out.bits, out.signed, beats, cycles=out.pixels * sf * nf, tensor=layer.node.output)[0]
+
+    def _depthwise(self, net: Netlist, layer: Layer, op: ir.Conv, fold: Fold, source: Stream) -> Stream:
+        x, out = layer.ins[0], layer.out
+        cf, sf = x.channels // fold.pe, op.window.size
+        stream = windows.build(net, source, x.shape, op.window, channel_outer=True)
+        wb = weight_bits(op.weight)
+        words = op.weight[..., 0].reshape(cf, fold.pe, sf).transpose(0, 2, 1).reshape(cf * sf, fold.pe)
+        file = net.memory(f"{net.layer}_weights.mem", pack_rows(words, wb), fold.pe * wb)
+        params: dict[str, int | str] = {
+            "PE": fold.pe, "TAPS": 1, "SF": sf, "CF": cf, "WB": wb, "AB": x.bits, "ACC": out.bits,
+            "A_SIGNED": int(x.signed), "DSP": int(fold.dsp), "WEIGHTS": file,
+        }  # fmt: skip
+        return net.add("dp_vvu", params, [stream], fold.pe, out.bits, out.signed, out.pixels * cf, cycles=out.pixels * cf * sf, tensor=layer.node.output)[0]
+
+
+def _multiplier_lut(wb: int, ab: int) -> float:
+    """Six-input LUTs of one product in logic (fitted to Yosys, see bench/fpga_blocks.json)."""
+    return 1.1 * wb * ab
+
+
+BLOCK = Conv()

@@ -1,0 +1,54 @@
+"""The sliding window in front of convolutions, depthwise products, pooling, and behind upsampling and padding."""
+
+from __future__ import annotations
+
+from hw.fpga import ir
+from hw.fpga.blocks.base import memory_bram18, memory_lut
+from hw.fpga.netlist import Netlist, Stream
+
+
+def rows(window: ir.Window, height: int) -> int:
+    """Rows of the circular buffer: what a window spans, and as many as the next row of windows needs."""
+    return (window.kernel[0] - 1) * window.dilation[0] + 1 + min(window.stride[0], height)
+
+
+def is_pointwise(window: ir.Window) -> bool:
+    """One pixel in, one pixel out: no rows to keep."""
+    return window.kernel == (1, 1) and window.stride == (1, 1) and not any(window.pads)
+
+
+def cost(window: ir.Window, shape: tuple[int, int, int], width: int, beats_per_pixel: int) -> tuple[float, float]:
+    """(LUT, BRAM18) estimated."""
+    h, w = (shape[0] * shape[1], 1) if is_pointwise(window) else shape[:2]
+    depth = rows(window, h) * w * beats_per_pixel
+    return 130 + memory_lut(depth, width), memory_bram18(depth, width)
+
+
+def build(
+    net: Netlist,
+    stream: Stream,
+    shape: tuple[int, int, int],
+    window: ir.Window,
+    *,
+    repeat: int = 1,
+    channel_outer: bool = False,
+    padding: int = 0,
+    up: tuple[int, int] = (1, 1),
+) -> Stream:
+    """Windows of a stream of [H, W, C] in beats of `stream.par` channels. padding: the value of a border element."""
+    h, w, c = shape
+    folds = c // stream.par
+    oh, ow = window.output(h, w)
+    oh, ow = oh * up[0], ow * up[1]
+    if is_pointwise(window) and up == (1, 1):
+        h, w, oh, ow = h * w, 1, h * w, 1
+    border = sum((padding & ((1 << stream.bits) - 1)) << (i * stream.bits) for i in range(stream.par))
+    params: dict[str, int | str] = {
+        "WIDTH": stream.width, "CF": folds, "H": h, "W": w, "OH": oh, "OW": ow,
+        "KY": window.kernel[0], "KX": window.kernel[1], "SY": window.stride[0], "SX": window.stride[1],
+        "DY": window.dilation[0], "DX": window.dilation[1], "PT": window.pads[0], "PL": window.pads[1],
+        "UY": up[0], "UX": up[1], "REPEAT": repeat, "CHANNEL_OUTER": int(channel_outer),
+        "ROWS": rows(window, h), "PADDING": f"{stream.width}'h{border:x}",
+    }  # fmt: skip
+    beats = oh * ow * repeat * window.size * folds
+    return net.add("dp_window", params, [stream], stream.par, stream.bits, stream.signed, beats, cycles=max(beats, stream.beats))[0]

@@ -1,0 +1,209 @@
+"""A design as instances of RTL blocks joined by streams, and its one top module.
+
+A stream carries beats of `par` elements of `bits` bits with valid and ready. Between blocks the netlist adapts widths by
+itself: a width converter where the number of elements differs, an extension where the bits differ, a FIFO in front of every
+block, a fork where several blocks read one tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import gcd
+
+
+@dataclass(frozen=True)
+class Stream:
+    """name: prefix of the wires. beats: per frame. tensor: the integer tensor that passes, '' inside a layer."""
+
+    name: str
+    par: int
+    bits: int
+    signed: bool
+    beats: int
+    tensor: str = ""
+
+    @property
+    def width(self) -> int:
+        return self.par * self.bits
+
+
+@dataclass
+class Instance:
+    """One module instance. layer: name of the graph's node that it belongs to ('' for joints between layers)."""
+
+    name: str
+    module: str
+    params: dict[str, int | str]
+    inputs: list[Stream]
+    outputs: list[Stream]
+    layer: str
+    cycles: int
+    clocked: bool = True
+
+
+@dataclass
+class Netlist:
+    """Instances in order; `files` are the memory contents by file name; depths are those of the FIFOs by name."""
+
+    instances: list[Instance] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+    depths: dict[str, int] = field(default_factory=dict)
+    inputs: list[Stream] = field(default_factory=list)
+    outputs: list[Stream] = field(default_factory=list)
+    layer: str = ""
+    default_depth: int = 2
+
+    def add(
+        self,
+        module: str,
+        params: dict[str, int | str],
+        inputs: list[Stream],
+        par: int,
+        bits: int,
+        signed: bool,
+        beats: int,
+        *,
+        cycles: int,
+        tensor: str = "",
+        name: str = "",
+        copies: int = 1,
+        clocked: bool = True,
+    ) -> list[Stream]:
+        """One instance; returns its output streams (several only for forks)."""
+        name = name or f"{self.layer or 'joint'}_{module.removeprefix('dp_')}"
+        while any(i.name == name for i in self.instances):
+            name += "_"
+        outs = [Stream(name if copies == 1 else f"{name}_{k}", par, bits, signed, beats, tensor) for k in range(copies)]
+        self.instances.append(Instance(name, module, params, inputs, outs, self.layer, cycles, clocked))
+        return list(outs)
+
+    def convert(self, stream: Stream, par: int) -> Stream:
+        """The stream with `par` elements per beat."""
+        if stream.par == par:
+            return stream
+        total = stream.beats * stream.par
+        if stream.par % par and par % stream.par:
+            both = stream.par * par // gcd(stream.par, par)
+            stream = self.convert(stream, both if total % both == 0 else gcd(stream.par, par))
+        params: dict[str, int | str] = {"WIDTH": stream.bits, "N_IN": stream.par, "N_OUT": par}
+        beats = total // par
+        return self.add(
+            "dp_dwc", params, [stream], par, stream.bits, stream.signed, beats, cycles=max(beats, stream.beats), tensor=stream.tensor
+        )[0]
+
+    def cast(self, stream: Stream, bits: int, signed: bool) -> Stream:
+        """The stream with elements of another width; the values stay what they are."""
+        if stream.bits == bits:
+            return stream
+        params: dict[str, int | str] = {"N": stream.par, "FROM": stream.bits, "SIGNED": int(stream.signed), "TO": bits}
+        return self.add(
+            "dp_cast", params, [stream], stream.par, bits, signed, stream.beats, cycles=0, tensor=stream.tensor, clocked=False
+        )[0]
+
+    def buffer(self, stream: Stream, name: str = "") -> Stream:
+        """The stream behind a FIFO, whose depth is looked up by its name."""
+        name = name or f"{stream.name}_fifo"
+        while any(i.name == name for i in self.instances):
+            name += "_"
+        depth = self.depths.get(name, self.default_depth)
+        params: dict[str, int | str] = {"WIDTH": stream.width, "DEPTH": depth}
+        return self.add(
+            "dp_fifo", params, [stream], stream.par, stream.bits, stream.signed, stream.beats, cycles=stream.beats, tensor=stream.tensor, name=name
+        )[0]
+
+    def fork(self, stream: Stream, copies: int) -> list[Stream]:
+        """The stream once for each reader."""
+        if copies == 1:
+            return [stream]
+        params: dict[str, int | str] = {"WIDTH": stream.width, "N": copies}
+        return self.add(
+            "dp_fork", params, [stream], stream.par, stream.bits, stream.signed, stream.beats, cycles=stream.beats, tensor=stream.tensor,
+            name=f"{stream.name}_fork", copies=copies,
+        )
+
+    def memory(self, name: str, words: list[int], width: int) -> str:
+        """A memory file of hexadecimal words; returns its name."""
+        digits = -(-width // 4)
+        mask = (1 << width) - 1
+        self.files[name] = "".join(f"{w & mask:0{digits}x}\n" for w in words)
+        return name
+
+    # ------------------------------------------------------------------ Verilog
+
+    def fifos(self) -> list[Instance]:
+        return [i for i in self.instances if i.module == "dp_fifo"]
+
+    def modules(self) -> list[str]:
+        """Names of the modules used, each once, in order."""
+        return list(dict.fromkeys(i.module for i in self.instances))
+
+    def verilog(self, top: str = "dataflow") -> str:
+        """The top module: plain AXI streams s_axis_<i> and m_axis_<i>, element 0 in the low bits, unused high bits zero."""
+        ports = ["  input  logic clk,", "  input  logic rst_n,"]
+        for i, s in enumerate(self.inputs):
+            ports.append(f"  input  logic [{axis_width(s) - 1}:0] s_axis_{i}_tdata, input logic s_axis_{i}_tvalid, output logic s_axis_{i}_tready,")
+        for i, s in enumerate(self.outputs):
+            end = "" if i == len(self.outputs) - 1 else ","
+            ports.append(
+                f"  output logic [{axis_width(s) - 1}:0] m_axis_{i}_tdata, output logic m_axis_{i}_tvalid, input logic m_axis_{i}_tready, output logic m_axis_{i}_tlast{end}"
+            )
+        body = ["  logic rst;", "  always_ff @(posedge clk) rst <= !rst_n;"]
+        streams = {s.name: s for s in self.inputs}
+        for instance in self.instances:
+            streams |= {s.name: s for s in instance.outputs}
+        for s in streams.values():
+            body.append(f"  wire [{s.width - 1}:0] {s.name}_d; wire {s.name}_v, {s.name}_r;")
+        for i, s in enumerate(self.inputs):
+            body.append(f"  assign {s.name}_d = s_axis_{i}_tdata[{s.width - 1}:0]; assign {s.name}_v = s_axis_{i}_tvalid && !rst; assign s_axis_{i}_tready = {s.name}_r && !rst;")
+        for instance in self.instances:
+            body.append(_instantiate(instance))
+        body.append("`ifdef DP_TRACE")
+        for s in streams.values():
+            if s.tensor and s.width:
+                body.append(f'  dp_tap #(.WIDTH({s.width}), .FILE("{s.name}.tap")) {s.name}_t (.clk, .rst, .data({s.name}_d), .valid({s.name}_v), .ready({s.name}_r));')
+        body.append("`endif")
+        for i, s in enumerate(self.outputs):
+            rest = axis_width(s) - s.width
+            data = f"{{{rest}'b0, {s.name}_d}}" if rest else f"{s.name}_d"
+            body.append(f"  assign m_axis_{i}_tdata = {data}; assign m_axis_{i}_tvalid = {s.name}_v; assign {s.name}_r = m_axis_{i}_tready;")
+            body.append(_last(i, s))
+        return f"module {top} (\n" + "\n".join(ports) + "\n);\n" + "\n".join(body) + "\nendmodule\n"
+
+
+def axis_width(stream: Stream) -> int:
+    """Width of a port in bits: whole bytes."""
+    return -(-stream.width // 8) * 8
+
+
+def _last(i: int, s: Stream) -> str:
+    bits = max(1, (s.beats - 1).bit_length())
+    return (
+        f"  logic [{bits - 1}:0] beat_{i};\n"
+        f"  assign m_axis_{i}_tlast = beat_{i} == {bits}'d{s.beats - 1};\n"
+        f"  always_ff @(posedge clk) if (rst) beat_{i} <= '0; else if (m_axis_{i}_tvalid && m_axis_{i}_tready) beat_{i} <= m_axis_{i}_tlast ? '0 : beat_{i} + 1'b1;"
+    )
+
+
+def literal(value: int | str) -> str:
+    """A parameter value in Verilog: numbers as they are, strings quoted unless they are sized literals."""
+    if isinstance(value, int):
+        return str(value)
+    return value if "'" in value else f'"{value}"'
+
+
+def _bundle(streams: list[Stream], suffix: str) -> str:
+    names = [f"{s.name}{suffix}" for s in streams]
+    return names[0] if len(names) == 1 else "{" + ", ".join(reversed(names)) + "}"
+
+
+def _instantiate(instance: Instance) -> str:
+    params = ", ".join(f".{k}({literal(v)})" for k, v in instance.params.items())
+    head = f"  {instance.module} #({params}) {instance.name}_i ("
+    s, m = instance.inputs, instance.outputs
+    if not instance.clocked:
+        wires = f".s_data({s[0].name}_d), .m_data({m[0].name}_d));"
+        return f"{head}{wires} assign {m[0].name}_v = {s[0].name}_v; assign {s[0].name}_r = {m[0].name}_r;"
+    ports = [".clk, .rst"]
+    for side, streams in (("s", s), ("m", m)):
+        ports += [f".{side}_{long}({_bundle(streams, short)})" for long, short in (("data", "_d"), ("valid", "_v"), ("ready", "_r"))]
+    return head + ", ".join(ports) + ");"

@@ -1,0 +1,103 @@
+// Matrix-vector unit: SF beats of SIMD inputs times SF x (PE x SIMD) weights make PE accumulators; NF such folds make one
+// output vector. The window block in front repeats the input for every fold, so no input is stored here.
+// PACK = 1: two products share one multiplier. Weights of two neighbouring PEs stand K bits apart in one factor, and GROUP
+// packed products are added before the two sums are taken apart: exact as long as a sum of GROUP products fits K bits.
+// The ROM holds, for every pair, {w1 - (w0 < 0), w0 sign-extended}: the packed factor is then wires.
+module dp_mvu #(
+  parameter int PE = 2, SIMD = 2, SF = 4, NF = 4,
+  parameter int WB = 4,              // bits of a weight
+  parameter int AB = 8,              // bits of an input
+  parameter bit A_SIGNED = 0,
+  parameter int ACC = 20,            // bits of an accumulator
+  parameter bit PACK = 0,
+  parameter int K = 16,
+  parameter int GROUP = 1,
+  parameter bit DSP = 0,
+  parameter WEIGHTS = "weights.dat", // NF * SF words of PE * SIMD weights, PE 0 SIMD 0 in the low bits
+  parameter RAM = "auto"
+) (
+  input  logic clk, rst,
+  input  logic [SIMD*AB-1:0] s_data, input logic s_valid, output logic s_ready,
+  output logic [PE*ACC-1:0] m_data, output logic m_valid, input logic m_ready
+);
+  localparam int DEPTH = NF * SF;
+  localparam int AW = DEPTH > 1 ? $clog2(DEPTH) : 1;
+  localparam int FW = SF > 1 ? $clog2(SF) : 1;
+  (* ram_style = RAM, rom_style = RAM *) logic [PE*SIMD*WB-1:0] rom [DEPTH];
+  initial $readmemh(WEIGHTS, rom);
+
+  wire en = !m_valid || m_ready;
+  assign s_ready = en;
+  wire go = en && s_valid;
+
+  // stage 1: weights and inputs
+  logic [AW-1:0] at;
+  logic [FW-1:0] fold;
+  wire last = fold == FW'(SF-1);
+  logic [PE*SIMD*WB-1:0] w;
+  logic [SIMD*AB-1:0] a;
+  logic v1, f1, l1, v2, f2, l2, v3, f3, l3;
+  always_ff @(posedge clk) begin
+    if (en) begin
+      w <= rom[at];
+      a <= s_data;
+      f1 <= fold == '0; l1 <= last;
+      f2 <= f1; l2 <= l1; f3 <= f2; l3 <= l2;
+    end
+    if (rst) begin
+      at <= '0; fold <= '0; v1 <= 1'b0; v2 <= 1'b0; v3 <= 1'b0;
+    end else if (en) begin
+      v1 <= go; v2 <= v1; v3 <= v2;
+      if (go) begin
+        fold <= last ? '0 : fold + 1'b1;
+        at <= at == AW'(DEPTH-1) ? '0 : at + 1'b1;
+      end
+    end
+  end
+
+  // stages 2 and 3: products and their sum, per PE
+  localparam int SUM = WB + AB + 1 + $clog2(SIMD + 1);
+  logic signed [SUM-1:0] sum [PE];
+  for (genvar p = 0; p < PE; p += (PACK ? 2 : 1)) begin : g_pe
+    if (PACK) begin : g_pack
+      localparam int GROUPS = (SIMD + GROUP - 1) / GROUP;
+      localparam int PW = K + WB + AB + 1 + $clog2(GROUP + 1);
+      logic signed [PW-1:0] product [SIMD];
+      for (genvar j = 0; j < SIMD; j++) begin : g_product
+        wire [WB-1:0] lo = w[(p*SIMD+j)*WB +: WB];
+        wire signed [K+WB-1:0] packed_w = {w[((p+1)*SIMD+j)*WB +: WB], {(K-WB){lo[WB-1]}}, lo};
+        wire signed [AB:0] x = {A_SIGNED && a[j*AB+AB-1], a[j*AB +: AB]};
+        dp_multiply #(.A(K+WB), .B(AB+1), .P(PW), .DSP(DSP)) multiply (.clk, .en, .a(packed_w), .b(x), .p(product[j]));
+      end
+      logic signed [SUM-1:0] low, high;
+      always_comb begin
+        low = '0; high = '0;
+        for (int g = 0; g < GROUPS; g++) begin
+          logic signed [PW-1:0] total;
+          total = '0;
+          for (int j = g*GROUP; j < (g+1)*GROUP && j < SIMD; j++) total += product[j];
+          low += SUM'($signed(total[K-1:0]));
+          high += SUM'($signed(total[PW-1:K])) + SUM'($unsigned(total[K-1]));
+        end
+      end
+      always_ff @(posedge clk) if (en) begin sum[p] <= low; sum[p+1] <= high; end
+    end else begin : g_plain
+      logic signed [WB+AB:0] product [SIMD];
+      for (genvar j = 0; j < SIMD; j++) begin : g_product
+        wire signed [AB:0] x = {A_SIGNED && a[j*AB+AB-1], a[j*AB +: AB]};
+        dp_multiply #(.A(WB), .B(AB+1), .P(WB+AB+1), .DSP(DSP)) multiply (.clk, .en, .a($signed(w[(p*SIMD+j)*WB +: WB])), .b(x), .p(product[j]));
+      end
+      logic signed [SUM-1:0] total;
+      always_comb begin
+        total = '0;
+        for (int j = 0; j < SIMD; j++) total += SUM'(product[j]);
+      end
+      always_ff @(posedge clk) if (en) sum[p] <= total;
+    end
+  end
+
+  // stage 4: accumulators, stage 5: result
+  dp_accumulate #(.PE(PE), .IN(SUM), .ACC(ACC)) accumulate (
+    .clk, .rst, .en, .valid(v3), .first(f3), .last(l3), .sum, .m_data, .m_valid
+  );
+endmodule

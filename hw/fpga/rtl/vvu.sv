@@ -1,0 +1,66 @@
+// Vector-vector unit of depthwise convolutions: per beat, TAPS window elements of each of PE channels (tap 0 in the low
+// bits, all channels of a tap together); SF beats make PE accumulators. Weights: CF * SF words, channel folds outermost.
+module dp_vvu #(
+  parameter int PE = 1, TAPS = 1, SF = 9, CF = 1,
+  parameter int WB = 4, AB = 8, ACC = 16,
+  parameter bit A_SIGNED = 0,
+  parameter bit DSP = 0,
+  parameter WEIGHTS = "weights.dat", // words of TAPS * PE weights, tap 0 PE 0 in the low bits
+  parameter RAM = "auto"
+) (
+  input  logic clk, rst,
+  input  logic [TAPS*PE*AB-1:0] s_data, input logic s_valid, output logic s_ready,
+  output logic [PE*ACC-1:0] m_data, output logic m_valid, input logic m_ready
+);
+  localparam int DEPTH = CF * SF;
+  localparam int AW = DEPTH > 1 ? $clog2(DEPTH) : 1;
+  localparam int FW = SF > 1 ? $clog2(SF) : 1;
+  (* ram_style = RAM, rom_style = RAM *) logic [TAPS*PE*WB-1:0] rom [DEPTH];
+  initial $readmemh(WEIGHTS, rom);
+
+  wire en = !m_valid || m_ready;
+  assign s_ready = en;
+  wire go = en && s_valid;
+  logic [AW-1:0] at;
+  logic [FW-1:0] fold;
+  wire last = fold == FW'(SF-1);
+  logic [TAPS*PE*WB-1:0] w;
+  logic [TAPS*PE*AB-1:0] a;
+  logic v1, f1, l1, v2, f2, l2, v3, f3, l3;
+  always_ff @(posedge clk) begin
+    if (en) begin
+      w <= rom[at];
+      a <= s_data;
+      f1 <= fold == '0; l1 <= last;
+      f2 <= f1; l2 <= l1; f3 <= f2; l3 <= l2;
+    end
+    if (rst) begin
+      at <= '0; fold <= '0; v1 <= 1'b0; v2 <= 1'b0; v3 <= 1'b0;
+    end else if (en) begin
+      v1 <= go; v2 <= v1; v3 <= v2;
+      if (go) begin
+        fold <= last ? '0 : fold + 1'b1;
+        at <= at == AW'(DEPTH-1) ? '0 : at + 1'b1;
+      end
+    end
+  end
+
+  localparam int SUM = WB + AB + 1 + $clog2(TAPS + 1);
+  logic signed [SUM-1:0] sum [PE];
+  for (genvar p = 0; p < PE; p++) begin : g_pe
+    logic signed [WB+AB:0] product [TAPS];
+    for (genvar t = 0; t < TAPS; t++) begin : g_tap
+      wire signed [AB:0] x = {A_SIGNED && a[(t*PE+p)*AB+AB-1], a[(t*PE+p)*AB +: AB]};
+      dp_multiply #(.A(WB), .B(AB+1), .P(WB+AB+1), .DSP(DSP)) multiply (.clk, .en, .a($signed(w[(t*PE+p)*WB +: WB])), .b(x), .p(product[t]));
+    end
+    logic signed [SUM-1:0] total;
+    always_comb begin
+      total = '0;
+      for (int t = 0; t < TAPS; t++) total += SUM'(product[t]);
+    end
+    always_ff @(posedge clk) if (en) sum[p] <= total;
+  end
+  dp_accumulate #(.PE(PE), .IN(SUM), .ACC(ACC)) accumulate (
+    .clk, .rst, .en, .valid(v3), .first(f3), .last(l3), .sum, .m_data, .m_valid
+  );
+endmodule
