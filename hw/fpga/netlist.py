@@ -137,37 +137,80 @@ class Netlist:
         """Names of the modules used, each once, in order."""
         return list(dict.fromkeys(i.module for i in self.instances))
 
-    def verilog(self, top: str = "dataflow") -> str:
+    def layers(self) -> list[str]:
+        """Names of the layers that have instances, in order."""
+        return list(dict.fromkeys(i.layer for i in self.instances if i.layer))
+
+    def ports(self, layer: str) -> tuple[list[Stream], list[Stream]]:
+        """Streams into and out of a layer."""
+        own = [i for i in self.instances if i.layer == layer]
+        made = {s.name: s for i in own for s in i.outputs}
+        read = {s.name: s for i in own for s in i.inputs}
+        outside = {s.name for i in self.instances if i.layer != layer for s in i.inputs} | {s.name for s in self.outputs}
+        return [s for n, s in read.items() if n not in made], [s for n, s in made.items() if n in outside]
+
+    def layer_verilog(self, layer: str) -> str:
+        """One layer as a module with a stream on every side."""
+        own = [i for i in self.instances if i.layer == layer]
+        ins, outs = self.ports(layer)
+        ports = ["  input logic clk, rst,"]
+        ports += [f"  input logic [{s.width - 1}:0] {s.name}_d, input logic {s.name}_v, output logic {s.name}_r," for s in ins]
+        ports += [f"  output logic [{s.width - 1}:0] {s.name}_d, output logic {s.name}_v, input logic {s.name}_r," for s in outs]
+        shown = {s.name for s in (*ins, *outs)}
+        inner = [s for i in own for s in i.outputs if s.name not in shown]
+        body = [_wires(s) for s in inner] + [_instantiate(i) for i in own] + _taps([s for i in own for s in i.outputs])
+        return f"module layer_{layer} (\n" + "\n".join(ports)[:-1] + "\n);\n" + "\n".join(body) + "\nendmodule\n"
+
+    def top_verilog(self, top: str = "dataflow") -> str:
         """The top module: plain AXI streams s_axis_<i> and m_axis_<i>, element 0 in the low bits, unused high bits zero."""
         ports = ["  input  logic clk,", "  input  logic rst_n,"]
         for i, s in enumerate(self.inputs):
             ports.append(f"  input  logic [{axis_width(s) - 1}:0] s_axis_{i}_tdata, input logic s_axis_{i}_tvalid, output logic s_axis_{i}_tready,")
         for i, s in enumerate(self.outputs):
-            end = "" if i == len(self.outputs) - 1 else ","
             ports.append(
-                f"  output logic [{axis_width(s) - 1}:0] m_axis_{i}_tdata, output logic m_axis_{i}_tvalid, input logic m_axis_{i}_tready, output logic m_axis_{i}_tlast{end}"
+                f"  output logic [{axis_width(s) - 1}:0] m_axis_{i}_tdata, output logic m_axis_{i}_tvalid, input logic m_axis_{i}_tready, output logic m_axis_{i}_tlast,"
             )
         body = ["  logic rst;", "  always_ff @(posedge clk) rst <= !rst_n;"]
-        streams = {s.name: s for s in self.inputs}
-        for instance in self.instances:
-            streams |= {s.name: s for s in instance.outputs}
-        for s in streams.values():
-            body.append(f"  wire [{s.width - 1}:0] {s.name}_d; wire {s.name}_v, {s.name}_r;")
+        joints = [i for i in self.instances if not i.layer]
+        crossing = {s.name: s for s in self.inputs} | {s.name: s for i in joints for s in i.outputs}
+        for layer in self.layers():
+            crossing |= {s.name: s for s in self.ports(layer)[1]}
+        body += [_wires(s) for s in crossing.values()]
         for i, s in enumerate(self.inputs):
             body.append(f"  assign {s.name}_d = s_axis_{i}_tdata[{s.width - 1}:0]; assign {s.name}_v = s_axis_{i}_tvalid && !rst; assign s_axis_{i}_tready = {s.name}_r && !rst;")
+        done: set[str] = set()
         for instance in self.instances:
-            body.append(_instantiate(instance))
-        body.append("`ifdef DP_TRACE")
-        for s in streams.values():
-            if s.tensor and s.width:
-                body.append(f'  dp_tap #(.WIDTH({s.width}), .FILE("{s.name}.tap")) {s.name}_t (.clk, .rst, .data({s.name}_d), .valid({s.name}_v), .ready({s.name}_r));')
-        body.append("`endif")
+            if not instance.layer:
+                body.append(_instantiate(instance))
+            elif instance.layer not in done:
+                done.add(instance.layer)
+                wires = [f".{s.name}{end}" for side in self.ports(instance.layer) for s in side for end in ("_d", "_v", "_r")]
+                body.append(f"  layer_{instance.layer} {instance.layer}_l (.clk, .rst, {', '.join(wires)});")
         for i, s in enumerate(self.outputs):
             rest = axis_width(s) - s.width
             data = f"{{{rest}'b0, {s.name}_d}}" if rest else f"{s.name}_d"
             body.append(f"  assign m_axis_{i}_tdata = {data}; assign m_axis_{i}_tvalid = {s.name}_v; assign {s.name}_r = m_axis_{i}_tready;")
             body.append(_last(i, s))
-        return f"module {top} (\n" + "\n".join(ports) + "\n);\n" + "\n".join(body) + "\nendmodule\n"
+        body += _taps([*self.inputs, *(s for i in joints for s in i.outputs)])
+        return f"module {top} (\n" + "\n".join(ports)[:-1] + "\n);\n" + "\n".join(body) + "\nendmodule\n"
+
+    def verilog(self) -> dict[str, str]:
+        """File name -> text of every generated module; the top is dataflow.sv."""
+        files = {f"layer_{name}.sv": self.layer_verilog(name) for name in self.layers()}
+        return {**files, "dataflow.sv": self.top_verilog()}
+
+
+def _wires(s: Stream) -> str:
+    return f"  wire [{s.width - 1}:0] {s.name}_d; wire {s.name}_v, {s.name}_r;"
+
+
+def _taps(streams: list[Stream]) -> list[str]:
+    rows = [
+        f'  dp_tap #(.WIDTH({s.width}), .FILE("{s.name}.tap")) {s.name}_t (.clk, .rst, .data({s.name}_d), .valid({s.name}_v), .ready({s.name}_r));'
+        for s in streams
+        if s.tensor
+    ]
+    return ["`ifdef DP_TRACE", *rows, "`endif"] if rows else []
 
 
 def axis_width(stream: Stream) -> int:

@@ -285,7 +285,21 @@ def _quantize(context: Context, expr: Expr, channels: int, quantize: Quantizer, 
     found = linear(expr)
     if found is not None and not np.any(found[1]) and np.all(found[0][names[0]] == quantize.unit) and tensor.low >= bounds[0] and tensor.high <= bounds[1]:
         return names[0]
-    return context.emit(fit.function(expr, tensor, quantize, *bounds), [names[0]], "requant")
+    expr, name = _rising(context, expr, names[0])
+    return context.emit(fit.function(expr, context.graph.tensors[name], quantize, *bounds), [name], "requant")
+
+
+def _rising(context: Context, expr: Expr, name: str) -> tuple[Expr, str]:
+    """The same expression over an accumulator whose falling channels (negative BatchNorm slopes) have their weights negated,
+    so that thresholds exist. A convolution that others read as well is built twice."""
+    producer = context.graph.producer(name)
+    way = direction(expr, name)
+    if way is None or not np.any(way < 0) or producer is None or not isinstance(producer.op, ir.Conv):
+        return expr, name
+    sign = np.where(np.broadcast_to(way, len(producer.op.weight)) < 0, -1, 1).astype(np.int64)
+    flipped = replace(producer.op, weight=producer.op.weight * sign.reshape(-1, 1, 1, 1))
+    new = context.emit(flipped, list(producer.inputs))
+    return substitute(expr, {name: times(new, sign)}), new
 
 
 def _input(context: Context, expr: Expr, channels: int, quantize: Quantizer, bounds: tuple[int, int], state: State) -> str:

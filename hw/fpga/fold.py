@@ -1,0 +1,119 @@
+"""How much of every layer is computed at once: the cheapest folds that reach a frame rate, or the fastest that fit the part.
+
+The interval between frames of a dataflow design is that of its slowest layer, and every layer's cycles follow exactly from its
+fold. So for a given interval each layer takes the cheapest fold that is fast enough, cost being the share of the scarcest
+resources; and the least interval that fits is found by bisection over the intervals that folds can have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from boards.board import Board
+from hw.fpga import ir
+from hw.fpga.assemble import layer_of
+from hw.fpga.blocks import blocks
+from hw.fpga.blocks.base import Fold, Target
+
+USABLE_LUT, USABLE_DSP, USABLE_BRAM = 0.70, 0.95, 0.90
+WEIGHTS = ((1, 1, 1), (3, 1, 1), (1, 3, 1), (1, 1, 3), (8, 1, 1), (1, 8, 1), (1, 1, 8), (20, 1, 1), (1, 20, 1), (1, 1, 20))
+LUT4_PER_LUT6 = 1.9  # cells of the smaller kind for the same logic, from bench/fpga_blocks.json
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a part offers, in the units of Fold's estimates."""
+
+    lut: float
+    dsp: float
+    bram18: float
+
+    @classmethod
+    def of(cls, board: Board) -> Budget:
+        lut = board.lut / (LUT4_PER_LUT6 if board.family == "ecp5" else 1)
+        return cls(lut * USABLE_LUT, board.dsp * USABLE_DSP, board.bram18 * USABLE_BRAM)
+
+
+@dataclass(frozen=True)
+class Folding:
+    """The folds by layer, the predicted interval in cycles and the estimated cost. `fits` against the budget."""
+
+    folds: dict[str, Fold]
+    interval: int
+    lut: float
+    dsp: int
+    bram18: float
+    fits: bool
+
+
+def target_of(board: Board) -> Target:
+    """The multiplier of a part."""
+    wide, narrow = {"7-series": (25, 18), "ultrascale+": (27, 18)}.get(board.family, (18, 18))
+    return Target(wide, narrow)
+
+
+def options(graph: ir.Graph, target: Target) -> dict[str, list[Fold]]:
+    """Every fold of every layer, those dropped that another one beats in all respects."""
+    found = {}
+    for node in graph.nodes:
+        rows = sorted(blocks()[node.kind].folds(layer_of(graph, node), target), key=lambda f: (f.cycles, f.lut, f.dsps, f.bram18))
+        kept: list[Fold] = []
+        for row in rows:
+            if not any(k.lut <= row.lut and k.dsps <= row.dsps and k.bram18 <= row.bram18 for k in kept):
+                kept.append(row)
+        found[node.name] = kept
+    return found
+
+
+def choose(table: dict[str, list[Fold]], interval: int, budget: Budget) -> Folding | None:
+    """The cheapest folds of at most `interval` cycles, under the first weighting of resources that fits; else the least unfit."""
+    best: Folding | None = None
+    least = float("inf")
+    for weights in WEIGHTS:
+        folds = {}
+        for name, rows in table.items():
+            able = [f for f in rows if f.cycles <= interval]
+            if not able:
+                return None
+            folds[name] = min(
+                able,
+                key=lambda f: (
+                    weights[0] * f.lut / budget.lut + weights[1] * f.dsps / budget.dsp + weights[2] * f.bram18 / budget.bram18,
+                    f.pe, f.simd,
+                ),
+            )  # fmt: skip
+        lut, dsp, bram = (sum(getattr(f, k) for f in folds.values()) for k in ("lut", "dsps", "bram18"))
+        over = max(lut / budget.lut, dsp / budget.dsp, bram / budget.bram18)
+        found = Folding(folds, max(f.cycles for f in folds.values()), lut, dsp, bram, over <= 1)
+        if found.fits:
+            return found
+        if over < least:
+            best, least = found, over
+    return best
+
+
+def search(graph: ir.Graph, board: Board, interval: int | None) -> Folding:
+    """Folds for at most `interval` cycles per frame, or (None) the least interval that fits the board.
+
+    The result says with `fits` whether the estimate is within the part; deterministic.
+    """
+    target = target_of(board)
+    budget = Budget.of(board)
+    table = options(graph, target)
+    reachable = max(min(f.cycles for f in rows) for rows in table.values())
+    if interval is not None:
+        found = choose(table, max(interval, reachable), budget)
+        assert found is not None
+        return found
+    steps = sorted({f.cycles for rows in table.values() for f in rows if f.cycles >= reachable})
+    low, high = 0, len(steps) - 1
+    best = choose(table, steps[high], budget)
+    while low <= high:
+        middle = (low + high) // 2
+        found = choose(table, steps[middle], budget)
+        if found is not None and found.fits:
+            best, high = found, middle - 1
+        else:
+            low = middle + 1
+    assert best is not None
+    return best
