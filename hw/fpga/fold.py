@@ -16,7 +16,6 @@ from hw.fpga.blocks import blocks
 from hw.fpga.blocks.base import Fold, Target
 
 USABLE_LUT, USABLE_DSP, USABLE_BRAM = 0.70, 0.95, 0.90
-WEIGHTS = ((1, 1, 1), (3, 1, 1), (1, 3, 1), (1, 1, 3), (8, 1, 1), (1, 8, 1), (1, 1, 8), (20, 1, 1), (1, 20, 1), (1, 1, 20))
 LUT4_PER_LUT6 = 1.9  # cells of the smaller kind for the same logic, from bench/fpga_blocks.json
 
 
@@ -65,31 +64,32 @@ def options(graph: ir.Graph, target: Target) -> dict[str, list[Fold]]:
     return found
 
 
+def _shares(fold: Fold, budget: Budget) -> tuple[float, float, float]:
+    return fold.lut / budget.lut, fold.dsps / max(budget.dsp, 1e-9), fold.bram18 / max(budget.bram18, 1e-9)
+
+
 def choose(table: dict[str, list[Fold]], interval: int, budget: Budget) -> Folding | None:
-    """The cheapest folds of at most `interval` cycles, under the first weighting of resources that fits; else the least unfit."""
-    best: Folding | None = None
-    least = float("inf")
-    for weights in WEIGHTS:
-        folds = {}
-        for name, rows in table.items():
-            able = [f for f in rows if f.cycles <= interval]
-            if not able:
-                return None
-            folds[name] = min(
-                able,
-                key=lambda f: (
-                    weights[0] * f.lut / budget.lut + weights[1] * f.dsps / budget.dsp + weights[2] * f.bram18 / budget.bram18,
-                    f.pe, f.simd,
-                ),
-            )  # fmt: skip
-        lut, dsp, bram = (sum(getattr(f, k) for f in folds.values()) for k in ("lut", "dsps", "bram18"))
-        over = max(lut / budget.lut, dsp / budget.dsp, bram / budget.bram18)
-        found = Folding(folds, max(f.cycles for f in folds.values()), lut, dsp, bram, over <= 1)
-        if found.fits:
-            return found
-        if over < least:
-            best, least = found, over
-    return best
+    """The cheapest folds of at most `interval` cycles that fit: cheapest by the sum of the shares of all resources first, then
+    layer after layer exchanged where that lowers the share of the scarcest one. None where a layer cannot be that fast."""
+    able = {name: [f for f in rows if f.cycles <= interval] for name, rows in table.items()}
+    if not all(able.values()):
+        return None
+    folds = {name: min(rows, key=lambda f: (sum(_shares(f, budget)), f.pe, f.simd)) for name, rows in able.items()}
+    shares = {name: {f: _shares(f, budget) for f in rows} for name, rows in able.items()}
+    total = [sum(shares[n][f][k] for n, f in folds.items()) for k in range(3)]
+    while max(total) > 1:
+        best, move = (max(total), sum(total)), None
+        for name, rows in able.items():
+            now = shares[name][folds[name]]
+            for row in rows:
+                then = [t - a + b for t, a, b in zip(total, now, shares[name][row], strict=True)]
+                if (round(max(then), 9), sum(then)) < (round(best[0], 9), best[1]):
+                    best, move = (max(then), sum(then)), (name, row, then)
+        if move is None:
+            break
+        folds[move[0]], total = move[1], move[2]
+    lut, dsp, bram = (sum(getattr(f, k) for f in folds.values()) for k in ("lut", "dsps", "bram18"))
+    return Folding(folds, max(f.cycles for f in folds.values()), lut, int(dsp), bram, max(total) <= 1)
 
 
 def search(graph: ir.Graph, board: Board, interval: int | None) -> Folding:

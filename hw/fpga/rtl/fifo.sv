@@ -9,7 +9,7 @@ module dp_fifo #(
   output logic [WIDTH-1:0] m_data, output logic m_valid, input logic m_ready
 );
   localparam int AW = DEPTH > 1 ? $clog2(DEPTH) : 1;
-  logic [WIDTH-1:0] mem [DEPTH];
+  (* no_rw_check *) logic [WIDTH-1:0] mem [DEPTH];
   logic [AW-1:0] wp, rp;
   logic [$clog2(DEPTH+1)-1:0] held;
   wire push = s_valid && s_ready;

@@ -1,4 +1,4 @@
-// Registered signed product. DSP picks the multiplier block or logic cells.
+// Registered signed product, in a multiplier block (DSP) or in logic cells.
 module dp_multiply #(
   parameter int A = 8, B = 8, P = 16,
   parameter bit DSP = 0
@@ -7,13 +7,12 @@ module dp_multiply #(
   input  logic signed [A-1:0] a, input logic signed [B-1:0] b,
   output logic signed [P-1:0] p
 );
+  logic signed [A+B-1:0] product;
+  assign p = P'(product);
   if (DSP) begin : g_dsp
-    (* use_dsp = "yes" *) logic signed [A+B-1:0] product;
     always_ff @(posedge clk) if (en) product <= a * b;
-    assign p = P'(product);
   end else begin : g_logic
-    (* use_dsp = "no" *) logic signed [A+B-1:0] product;
-    always_ff @(posedge clk) if (en) product <= a * b;
-    assign p = P'(product);
+    // the attribute on the operator is what Yosys reads; hw/fpga/yosys.py keeps such products out of multiplier blocks
+    always_ff @(posedge clk) if (en) product <= a * (* use_dsp = "no" *) b;
   end
 endmodule

@@ -33,7 +33,7 @@ module dp_window #(
   typedef logic signed [IW-1:0] index_t;
   typedef logic [AW:0] address_t;
 
-  (* ram_style = RAM *) logic [WIDTH-1:0] mem [DEPTH];
+  (* ram_style = RAM, no_rw_check *) logic [WIDTH-1:0] mem [DEPTH];
 
   function automatic address_t wrap(input address_t a);
     return a >= address_t'(DEPTH) ? a - address_t'(DEPTH) : a;
