@@ -32,6 +32,12 @@ class Board:
     programmer: str = ""
     flow: str = ""
     note: str = ""
+    ps: str = ""  # Vivado's block of the processor system
+    package: str = ""  # nextpnr's names of the part
+    size: str = ""
+    speed: str = ""
+    oscillator_mhz: float = 0.0
+    pins: tuple[tuple[str, str, str], ...] = ()  # port, site, IO attributes
 
     @property
     def bram_kbit(self) -> int:

@@ -16,12 +16,14 @@ PART: dict[str, Any] = {
     "clocks_mhz": (150.0, 250.0, 300.0),
     "port_bits": 128,
     "processor": "4x Cortex-A53, 1.5 GHz, NEON",
+    "ps": "zynq_ultra_ps_e",
     "programmer": "PYNQ Overlay (.bit + .hwh)",
     "flow": "Vivado (vendor); simulation and utilization with open tools",
     "memory_gbs": 8.5,
     "memory": "2 GB LPDDR4, 32 bit at 2133 MT/s",
 }
 SOURCES: tuple[tuple[str, str], ...] = (
+    ("ps", "name of Vivado's IP block for this family's processor system"),
     (
         "lut, ff, bram18, dsp",
         "AMD DS891, Zynq UltraScale+ overview, ZU3EG: 70,560 LUTs, 141,120 flip-flops, 216 36-Kb blocks, 360 DSP slices",

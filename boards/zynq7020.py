@@ -14,10 +14,12 @@ PART: dict[str, Any] = {
     "clocks_mhz": (100.0, 142.857, 200.0),
     "port_bits": 64,
     "processor": "2x Cortex-A9, 650 MHz, NEON",
+    "ps": "processing_system7",
     "programmer": "PYNQ Overlay (.bit + .hwh)",
     "flow": "Vivado (vendor); simulation and utilization with open tools",
 }
 SOURCES: tuple[tuple[str, str], ...] = (
+    ("ps", "name of Vivado's IP block for this family's processor system"),
     ("part", "FINN util/basic.py, pynq_part_map: xc7z020clg400-1"),
     (
         "lut, ff, bram18, dsp",

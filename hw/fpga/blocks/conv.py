@@ -46,11 +46,11 @@ class Conv:
                 lut, bram = windows.cost(op.window, x.shape, pe * x.bits, x.channels // pe)
                 depth = x.channels // pe * op.window.size
                 for dsp in (False, True):
-                    multiply = 0.0 if dsp else _multiplier_lut(wb, x.bits)
+                    multiply = 0.0 if dsp else _product_lut(wb, x.bits)
                     found.append(
                         Fold(
                             pe, pe, 1, dsp, max(cycles, x.pixels * x.channels // pe),
-                            lut + 60 + pe * (multiply + 1.2 * _acc_bits(layer)) + memory_lut(depth, pe * wb),
+                            lut + 160 + pe * (multiply + 1.2 * _acc_bits(layer)) + memory_lut(depth, pe * wb),
                             pe if dsp else 0,
                             bram + memory_bram18(depth, pe * wb),
                         )  # fmt: skip
@@ -63,19 +63,12 @@ class Conv:
                 cycles = max(out.pixels * sf * nf, x.pixels * x.channels // simd)
                 packed = packing(wb, x.bits, simd, target) if pe % 2 == 0 else None
                 for dsp in (False, True):
-                    products = pe * simd
-                    dsps = (products // 2 if packed else products) if dsp else 0
-                    tree = products * (wb + x.bits + 1) * (0.75 if dsp and packed else 1.0)
-                    multiply = 0.0 if dsp else products * _multiplier_lut(wb, x.bits)
                     lut, bram = window_lut[simd]
-                    found.append(
-                        Fold(
-                            pe, simd, 1, dsp, cycles,
-                            lut + 60 + multiply + tree + pe * _acc_bits(layer) * 1.2 + memory_lut(sf * nf, pe * simd * wb),
-                            dsps,
-                            bram + memory_bram18(sf * nf, pe * simd * wb),
-                        )  # fmt: skip
-                    )
+                    lut += 160 + pe * _acc_bits(layer) * 1.2 + memory_lut(sf * nf, pe * simd * wb)
+                    dsps = (pe * simd // 2 if packed else pe * simd) if dsp else 0
+                    lut += _sum_lut(pe, simd, wb, x.bits, packed, target) if dsp else pe * simd * _product_lut(wb, x.bits)
+                    bram += memory_bram18(sf * nf, pe * simd * wb)
+                    found.append(Fold(pe, simd, 1, dsp, cycles, lut, dsps, bram))
         return found
 
     def build(self, net: Netlist, layer: Layer, fold: Fold, inputs: list[Stream], target: Target) -> Stream:
@@ -122,9 +115,17 @@ class Conv:
         return net.add("dp_vvu", params, [stream], fold.pe, out.bits, out.signed, out.pixels * cf, cycles=out.pixels * cf * sf, tensor=layer.node.output)[0]
 
 
-def _multiplier_lut(wb: int, ab: int) -> float:
-    """Six-input LUTs of one product in logic (fitted to Yosys, see bench/fpga_blocks.json)."""
-    return 1.1 * wb * ab
+def _product_lut(wb: int, ab: int) -> float:
+    """Six-input LUTs of one product and its share of the adder tree, in logic (fitted to Yosys' counts: bench/fpga_blocks.json)."""
+    return 1.75 * wb * ab + wb + ab
+
+
+def _sum_lut(pe: int, simd: int, wb: int, ab: int, packed: tuple[int, int] | None, target: Target) -> float:
+    """LUTs that multiplier blocks leave: taking packed sums apart, and on parts where Yosys does not chain them, adding them."""
+    total = wb + ab + simd.bit_length()
+    dsps = pe * simd / (2 if packed else 1)
+    left = 0.0 if target.wide == 25 else 46 * dsps
+    return left + (pe * -(-simd // packed[1]) * 2.2 * total if packed else pe * 1.1 * total)
 
 
 BLOCK = Conv()

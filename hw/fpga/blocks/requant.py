@@ -33,7 +33,7 @@ class Requant:
             dsp = mb * ib > 40
             blocks = -(-(ib + 1) // (target.wide - 1)) * -(-mb // (target.narrow - 1)) if (ib + 1) >= mb else -(-mb // (target.wide - 1)) * -(-(ib + 1) // (target.narrow - 1))
             products = pe * len(m)
-            lut = 40 + pe * (bb + 2.0 * layer.out.bits + 10) + (0 if dsp else products * 0.8 * ib * mb) + memory_lut(folds, word)
+            lut = 110 + pe * (bb + 2.0 * layer.out.bits + 10) + (0 if dsp else products * 0.8 * ib * mb) + memory_lut(folds, word)
             found.append(
                 Fold(pe, pe, 1, dsp, layer.out.pixels * folds, lut, products * blocks if dsp else 0, memory_bram18(folds, word))
             )

@@ -129,13 +129,10 @@ def _slope(expr: Expr, quantize: Quantize, name: str, t: np.ndarray, ends: tuple
     inside = (t > ends[0]) & (t <= ends[1])
     count = inside.sum(1)
     first = np.where(inside, t, ends[1]).min(1)
-    last = np.where(inside, t, ends[0]).max(1)
+    last = np.where(count > 1, np.where(inside, t, ends[0]).max(1), ends[1])
     e = evaluate(expr, {name: np.stack([first, last]) * sign})
-    unit = quantize.unit if hasattr(quantize, "unit") else 1.0
-    run = np.maximum(last - first, 1)
-    rise = np.where(count > 1, (e[1] - e[0]) / unit, 0.0)
-    steep = np.where(count == 1, 1.0, 0.0)
-    return np.where(count > 1, rise / run, steep)
+    run, rise = last - first, np.broadcast_to(e[1] - e[0], first.shape) / getattr(quantize, "unit", 1.0)
+    return np.where(count == 0, 0.0, np.where(run > 0, rise / np.maximum(run, 1), 1.0))
 
 
 def small_ratio(values: list[float], most: int = 64) -> list[int] | None:
@@ -205,7 +202,7 @@ def addition(expr: Expr, tensors: dict[str, ir.Tensor], quantize: Quantize, low:
 
 def _partial(expr: Expr, values: dict[str, np.ndarray], quantize: Quantize) -> list[np.ndarray]:
     """Slope of the sum by each leaf, [C] or [1], where no clamp holds it: the largest one-step difference over a sample."""
-    unit = quantize.unit if hasattr(quantize, "unit") else 1.0
+    unit = getattr(quantize, "unit", 1.0)
     found = linear(expr)
     if found is not None:
         return [np.atleast_1d(v / unit) for v in found[0].values()]

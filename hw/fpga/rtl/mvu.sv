@@ -56,42 +56,40 @@ module dp_mvu #(
   end
 
   // stages 2 and 3: products and their sum, per PE
-  localparam int SUM = WB + AB + 1 + $clog2(SIMD + 1);
+  localparam int SUM = WB + AB + $clog2(SIMD + 1);
   logic signed [SUM-1:0] sum [PE];
   for (genvar p = 0; p < PE; p += (PACK ? 2 : 1)) begin : g_pe
     if (PACK) begin : g_pack
       localparam int GROUPS = (SIMD + GROUP - 1) / GROUP;
-      localparam int PW = K + WB + AB + 1 + $clog2(GROUP + 1);
-      logic signed [PW-1:0] product [SIMD];
-      for (genvar j = 0; j < SIMD; j++) begin : g_product
-        wire [WB-1:0] lo = w[(p*SIMD+j)*WB +: WB];
-        wire signed [K+WB-1:0] packed_w = {w[((p+1)*SIMD+j)*WB +: WB], {(K-WB){lo[WB-1]}}, lo};
-        wire signed [AB:0] x = {A_SIGNED && a[j*AB+AB-1], a[j*AB +: AB]};
-        dp_multiply #(.A(K+WB), .B(AB+1), .P(PW), .DSP(DSP)) multiply (.clk, .en, .a(packed_w), .b(x), .p(product[j]));
-      end
-      logic signed [SUM-1:0] low, high;
-      always_comb begin
-        low = '0; high = '0;
-        for (int g = 0; g < GROUPS; g++) begin
-          logic signed [PW-1:0] total;
-          total = '0;
-          for (int j = g*GROUP; j < (g+1)*GROUP && j < SIMD; j++) total += product[j];
-          low += SUM'($signed(total[K-1:0]));
-          high += SUM'($signed(total[PW-1:K])) + SUM'($unsigned(total[K-1]));
+      localparam int PW = K + WB + AB + $clog2(GROUP + 1);
+      logic [GROUPS*GROUP-1:0][PW-1:0] product;
+      logic [GROUPS-1:0][SUM-1:0] low, high;
+      for (genvar j = 0; j < GROUPS*GROUP; j++) begin : g_product
+        if (j < SIMD) begin : g_real
+          wire [WB-1:0] lo = w[(p*SIMD+j)*WB +: WB];
+          wire signed [K+WB-1:0] pair = {w[((p+1)*SIMD+j)*WB +: WB], {(K-WB){lo[WB-1]}}, lo};
+          dp_multiply #(.A(K+WB), .B(AB), .P(PW), .B_SIGNED(A_SIGNED), .DSP(DSP)) multiply (.clk, .en, .a(pair), .b(a[j*AB +: AB]), .p(product[j]));
+        end else begin : g_none
+          assign product[j] = '0;
         end
       end
-      always_ff @(posedge clk) if (en) begin sum[p] <= low; sum[p+1] <= high; end
+      for (genvar g = 0; g < GROUPS; g++) begin : g_group
+        wire signed [PW-1:0] total;
+        dp_sum #(.N(GROUP), .IN(PW), .OUT(PW), .CHAIN(DSP)) group (.x(product[g*GROUP +: GROUP]), .y(total));
+        assign low[g] = SUM'($signed(total[K-1:0]));
+        assign high[g] = SUM'($signed(total[PW-1:K])) + SUM'($unsigned(total[K-1]));
+      end
+      wire signed [SUM-1:0] low_sum, high_sum;
+      dp_sum #(.N(GROUPS), .IN(SUM), .OUT(SUM)) lows (.x(low), .y(low_sum));
+      dp_sum #(.N(GROUPS), .IN(SUM), .OUT(SUM)) highs (.x(high), .y(high_sum));
+      always_ff @(posedge clk) if (en) begin sum[p] <= low_sum; sum[p+1] <= high_sum; end
     end else begin : g_plain
-      logic signed [WB+AB:0] product [SIMD];
+      logic [SIMD-1:0][WB+AB-1:0] product;
       for (genvar j = 0; j < SIMD; j++) begin : g_product
-        wire signed [AB:0] x = {A_SIGNED && a[j*AB+AB-1], a[j*AB +: AB]};
-        dp_multiply #(.A(WB), .B(AB+1), .P(WB+AB+1), .DSP(DSP)) multiply (.clk, .en, .a($signed(w[(p*SIMD+j)*WB +: WB])), .b(x), .p(product[j]));
+        dp_multiply #(.A(WB), .B(AB), .P(WB+AB), .B_SIGNED(A_SIGNED), .DSP(DSP)) multiply (.clk, .en, .a($signed(w[(p*SIMD+j)*WB +: WB])), .b(a[j*AB +: AB]), .p(product[j]));
       end
-      logic signed [SUM-1:0] total;
-      always_comb begin
-        total = '0;
-        for (int j = 0; j < SIMD; j++) total += SUM'(product[j]);
-      end
+      wire signed [SUM-1:0] total;
+      dp_sum #(.N(SIMD), .IN(WB+AB), .OUT(SUM), .CHAIN(DSP)) tree (.x(product), .y(total));
       always_ff @(posedge clk) if (en) sum[p] <= total;
     end
   end

@@ -20,7 +20,7 @@ module dp_scale #(
 );
   localparam int WORD = N_IN*M + B;
   localparam int FW = CF > 1 ? $clog2(CF) : 1;
-  localparam int PW = IB + 1 + M;
+  localparam int PW = IB + M;
   localparam int SW = (B > PW ? B : PW) + $clog2(N_IN + 1) + 1;
   wire en = !m_valid || m_ready;
   wire go = en && &s_valid;
@@ -51,8 +51,7 @@ module dp_scale #(
   for (genvar p = 0; p < PE; p++) begin : g
     logic signed [PW-1:0] product [N_IN];
     for (genvar i = 0; i < N_IN; i++) begin : g_in
-      wire signed [IB:0] x = {I_SIGNED && x1[(i*PE+p)*IB+IB-1], x1[(i*PE+p)*IB +: IB]};
-      dp_multiply #(.A(IB+1), .B(M), .P(PW), .DSP(DSP)) multiply (.clk, .en, .a(x), .b($signed(k1[p*WORD+i*M +: M])), .p(product[i]));
+      dp_multiply #(.A(M), .B(IB), .P(PW), .B_SIGNED(I_SIGNED), .DSP(DSP)) multiply (.clk, .en, .a($signed(k1[p*WORD+i*M +: M])), .b(x1[(i*PE+p)*IB +: IB]), .p(product[i]));
     end
     logic signed [B-1:0] offset;
     logic signed [SW-1:0] total, shifted;

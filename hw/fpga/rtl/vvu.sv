@@ -45,19 +45,15 @@ module dp_vvu #(
     end
   end
 
-  localparam int SUM = WB + AB + 1 + $clog2(TAPS + 1);
+  localparam int SUM = WB + AB + $clog2(TAPS + 1);
   logic signed [SUM-1:0] sum [PE];
   for (genvar p = 0; p < PE; p++) begin : g_pe
-    logic signed [WB+AB:0] product [TAPS];
+    logic [TAPS-1:0][WB+AB-1:0] product;
     for (genvar t = 0; t < TAPS; t++) begin : g_tap
-      wire signed [AB:0] x = {A_SIGNED && a[(t*PE+p)*AB+AB-1], a[(t*PE+p)*AB +: AB]};
-      dp_multiply #(.A(WB), .B(AB+1), .P(WB+AB+1), .DSP(DSP)) multiply (.clk, .en, .a($signed(w[(t*PE+p)*WB +: WB])), .b(x), .p(product[t]));
+      dp_multiply #(.A(WB), .B(AB), .P(WB+AB), .B_SIGNED(A_SIGNED), .DSP(DSP)) multiply (.clk, .en, .a($signed(w[(t*PE+p)*WB +: WB])), .b(a[(t*PE+p)*AB +: AB]), .p(product[t]));
     end
-    logic signed [SUM-1:0] total;
-    always_comb begin
-      total = '0;
-      for (int t = 0; t < TAPS; t++) total += SUM'(product[t]);
-    end
+    wire signed [SUM-1:0] total;
+    dp_sum #(.N(TAPS), .IN(WB+AB), .OUT(SUM)) tree (.x(product), .y(total));
     always_ff @(posedge clk) if (en) sum[p] <= total;
   end
   dp_accumulate #(.PE(PE), .IN(SUM), .ACC(ACC)) accumulate (
