@@ -220,6 +220,7 @@ def run_stage(config: BuildConfig, folder: Path) -> dict[str, Any]:
         "depths": {i.name: i.params["DEPTH"] for i in net.fifos()},
         "folds": {k: asdict(v) for k, v in found.folds.items()},
         "estimate": {"lut": found.lut, "dsp": found.dsp, "bram18": found.bram18},
+        "io_bytes": sum(s.beats * s.width / 8 for s in (*net.inputs, *net.outputs)),
         "macs": sum(_macs(graph, n) for n in graph.nodes),
         "chain": source.chain,
         "hash": hash_,
