@@ -132,7 +132,9 @@ class Head(nn.Module):
 
 
 class Net(nn.Module):
-    def __init__(self, body: list[nn.Module], head: nn.Module | None, shape: tuple[int, int, int], input_signed: bool = False) -> None:
+    def __init__(
+        self, body: list[nn.Module], head: nn.Module | None, shape: tuple[int, int, int], input_signed: bool = False
+    ) -> None:
         super().__init__()
         self.input = Act(8, input_signed)
         self.body = nn.ModuleList(body)
@@ -188,13 +190,39 @@ def random_network(seed: int, smallest: bool = False) -> Net:
             stride = rng.choice([1, 1, 2]) if min(h, w) > 4 else 1
             dilation = rng.choice([1, 1, 2]) if kernel == 3 and min(h, w) > 5 else 1
             padding = rng.choice([None, None, 0]) if dilation * (kernel - 1) < min(h, w) - 1 else None
-            body.append(ConvBlock(rng, channels, out, kernel, wb, ab, stride=stride, dilation=dilation, signed=signed_next, bias=rng.random() < 0.5, padding=padding))
+            body.append(
+                ConvBlock(
+                    rng,
+                    channels,
+                    out,
+                    kernel,
+                    wb,
+                    ab,
+                    stride=stride,
+                    dilation=dilation,
+                    signed=signed_next,
+                    bias=rng.random() < 0.5,
+                    padding=padding,
+                )
+            )
             pad = dilation * (kernel // 2) if padding is None else padding
             h, w = ((n + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1 for n in (h, w))
             channels, signed = out, signed_next
         elif kind == "separable":
             out, stride = rng.choice([4, 6, 8, 9]), rng.choice([1, 1, 2])
-            body.append(ConvBlock(rng, channels, channels, 3, max(wb, 3), ab, groups=channels, stride=stride, signed=rng.random() < 0.3))
+            body.append(
+                ConvBlock(
+                    rng,
+                    channels,
+                    channels,
+                    3,
+                    max(wb, 3),
+                    ab,
+                    groups=channels,
+                    stride=stride,
+                    signed=rng.random() < 0.3,
+                )
+            )
             body.append(ConvBlock(rng, channels, out, 1, wb, ab, signed=signed_next))
             h, w = ((n - 1) // stride + 1 for n in (h, w))
             channels, signed = out, signed_next
@@ -230,7 +258,10 @@ def mobilenet_v1(seed: int = 0, wb: int = 4, ab: int = 4) -> Net:
     body: list[nn.Module] = [ConvBlock(rng, 3, 8, 3, max(wb, 4), ab, stride=2)]
     channels = 8
     for out, stride in ((16, 1), (32, 2), (32, 1), (64, 2)):
-        body += [ConvBlock(rng, channels, channels, 3, wb, ab, groups=channels, stride=stride), ConvBlock(rng, channels, out, 1, wb, ab)]
+        body += [
+            ConvBlock(rng, channels, channels, 3, wb, ab, groups=channels, stride=stride),
+            ConvBlock(rng, channels, out, 1, wb, ab),
+        ]
         channels = out
     return ready(Net(body, Head(channels, 1, 10, 8, 8, False, False), (3, 32, 32)), seed)
 
@@ -242,7 +273,11 @@ class ResidualStack(nn.Module):
         super().__init__()
         self.first = ConvBlock(rng, cin, cout, 3, wb, ab, stride=stride)
         self.second = ConvBlock(rng, cout, cout, 3, wb, 8, signed=True)
-        self.short = ConvBlock(rng, cin, cout, 1, wb, 8, stride=stride, signed=True) if stride != 1 or cin != cout else nn.Identity()
+        self.short = (
+            ConvBlock(rng, cin, cout, 1, wb, 8, stride=stride, signed=True)
+            if stride != 1 or cin != cout
+            else nn.Identity()
+        )
         self.act = Act(ab, False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -253,7 +288,12 @@ def resnet8(seed: int = 0, wb: int = 4, ab: int = 8) -> Net:
     """MLPerf Tiny's ResNet-8: 32x32x3, 16-32-64 channels, residual additions, global mean, 10 classes."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    body = [ConvBlock(rng, 3, 16, 3, max(wb, 4), ab), ResidualStack(rng, 16, 16, 1, wb, ab), ResidualStack(rng, 16, 32, 2, wb, ab), ResidualStack(rng, 32, 64, 2, wb, ab)]
+    body = [
+        ConvBlock(rng, 3, 16, 3, max(wb, 4), ab),
+        ResidualStack(rng, 16, 16, 1, wb, ab),
+        ResidualStack(rng, 16, 32, 2, wb, ab),
+        ResidualStack(rng, 32, 64, 2, wb, ab),
+    ]
     return ready(Net(body, Head(64, 1, 10, 8, 8, False, False), (3, 32, 32)), seed)
 
 
@@ -261,7 +301,11 @@ def shufflenet_v2(seed: int = 0, wb: int = 4, ab: int = 4) -> Net:
     """A stem and two ShuffleNetV2 units."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    body = [ConvBlock(rng, 3, 16, 3, max(wb, 4), ab, stride=2), ShuffleUnit(rng, 16, wb, ab), ShuffleUnit(rng, 16, wb, ab)]
+    body = [
+        ConvBlock(rng, 3, 16, 3, max(wb, 4), ab, stride=2),
+        ShuffleUnit(rng, 16, wb, ab),
+        ShuffleUnit(rng, 16, wb, ab),
+    ]
     return ready(Net(body, Head(16, 1, 10, 8, 8, False, False), (3, 16, 16)), seed)
 
 

@@ -14,7 +14,9 @@ def layer_of(graph: ir.Graph, node: ir.Node) -> Layer:
     return Layer(node, tuple(graph.tensors[t] for t in node.inputs), graph.tensors[node.output])
 
 
-def assemble(graph: ir.Graph, folds: Mapping[str, Fold], target: Target, depths: Mapping[str, int] | None = None) -> Netlist:
+def assemble(
+    graph: ir.Graph, folds: Mapping[str, Fold], target: Target, depths: Mapping[str, int] | None = None
+) -> Netlist:
     """Build every layer in order; streams read several times are forked. depths: of FIFOs by name, 2 where not given."""
     net = Netlist(depths=dict(depths or {}))
     ready: dict[str, list[Stream]] = {}

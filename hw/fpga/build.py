@@ -61,13 +61,17 @@ def read_source(path: Path) -> Source:
             raise UserError(f"{path} holds a float model only (no {QONNX}); compress it first, then export")
         specs = tuple(InputSpec.from_json(r) for r in record["inputs"])
         files = {name: package.sha256(path / name) for name in (QONNX, "manifest.json") if (path / name).is_file()}
-        return Source(onnxfile.load(path / QONNX, check=False), specs, Preprocess.from_json(record["preprocess"]), files)
+        return Source(
+            onnxfile.load(path / QONNX, check=False), specs, Preprocess.from_json(record["preprocess"]), files
+        )
     model = onnxfile.load(path, check=False)
     if not any(n.op_type == "Quant" for n in model.graph.node):
         raise UserError(f"{path} is no QONNX file: it has no Quant nodes; give the model.qonnx.onnx of deploy export")
     known = {i.name for i in model.graph.initializer}
     specs = tuple(
-        InputSpec(i.name, tuple(d.dim_value for d in i.type.tensor_type.shape.dim)) for i in model.graph.input if i.name not in known
+        InputSpec(i.name, tuple(d.dim_value for d in i.type.tensor_type.shape.dim))
+        for i in model.graph.input
+        if i.name not in known
     )
     return Source(model, specs, Preprocess(), {path.name: package.sha256(path)})
 
@@ -123,21 +127,28 @@ def inputs_of(config: BuildConfig, source: Source, graph: ir.Graph) -> tuple[dic
 
 
 def _ordered(graph: ir.Graph, source: Source, floats: list[np.ndarray]) -> list[np.ndarray]:
-    """Float inputs in the order of the graph's inputs."""
+    """Float inputs in the order in which the graph names them."""
     by_name = dict(zip((s.name for s in source.specs), floats, strict=True))
-    return [by_name[i.name] for i in graph.inputs]
+    return [by_name[n] for n in dict.fromkeys(i.name for i in graph.inputs)]
 
 
-def _accuracy(graph: ir.Graph, batches: list[Batch], outputs: list[np.ndarray], values: dict[str, np.ndarray]) -> dict[str, float] | None:
+def _accuracy(
+    graph: ir.Graph, batches: list[Batch], outputs: list[np.ndarray], values: dict[str, np.ndarray]
+) -> dict[str, float] | None:
     count = sum(map(len, batches))
     if not count:
         return None
     got = reference.dequantize(graph.outputs[0], outputs[0][:count])
-    want = reference.dequantize(graph.outputs[0], reference.execute(graph, {k: v[:count] for k, v in values.items()})[graph.outputs[0].tensor])
+    want = reference.dequantize(
+        graph.outputs[0], reference.execute(graph, {k: v[:count] for k, v in values.items()})[graph.outputs[0].tensor]
+    )
     row = {"samples": float(count)}
     if got.ndim == 2 and all(b.labels is not None for b in batches):
         labels = np.concatenate([b.labels for b in batches if b.labels is not None])
-        row |= {"rtl_percent": float((top1(got) == labels).mean() * 100), "reference_percent": float((top1(want) == labels).mean() * 100)}
+        row |= {
+            "rtl_percent": float((top1(got) == labels).mean() * 100),
+            "reference_percent": float((top1(want) == labels).mean() * 100),
+        }
         return row
     return None
 
@@ -194,7 +205,20 @@ def run_stage(config: BuildConfig, folder: Path) -> dict[str, Any]:
         bit = _bitstream(config, board, net, graph, clock, hash_, folder, work, remarks)
         status["bitstream_built"] = bit is not None
         golden = {k: v[: package.GOLDEN] for k, v in values.items()}
-        package.write(folder / "package", graph, net, board, clock, golden, reference.execute(graph, golden), source.chain, hash_, bit, measured, source.preprocess)
+        package.write(
+            folder / "package",
+            graph,
+            net,
+            board,
+            clock,
+            golden,
+            reference.execute(graph, golden),
+            source.chain,
+            hash_,
+            bit,
+            measured,
+            source.preprocess,
+        )
     estimate = finn_estimate.cycles(graph, found.folds)
     summary: dict[str, Any] = {
         "board": board.name,
@@ -231,7 +255,15 @@ def run_stage(config: BuildConfig, folder: Path) -> dict[str, Any]:
 
 
 def _bitstream(
-    config: BuildConfig, board: Board, net: Netlist, graph: ir.Graph, clock: float, hash_: str, folder: Path, work: Path, remarks: list[str]
+    config: BuildConfig,
+    board: Board,
+    net: Netlist,
+    graph: ir.Graph,
+    clock: float,
+    hash_: str,
+    folder: Path,
+    work: Path,
+    remarks: list[str],
 ) -> dict[str, Any] | None:
     """The bitstream (as a record with its file), or None with the reason among the remarks."""
     if board.family == "ecp5":
@@ -245,7 +277,9 @@ def _bitstream(
     if config.bitstream and zynq.vivado() is not None:
         log.info("build: Vivado")
         return zynq.bitstream(folder / "vivado", board)
-    remarks.append("no bitstream: Vivado is not on PATH; vivado/build.tcl is ready to run: vivado -mode batch -source build.tcl")
+    remarks.append(
+        "no bitstream: Vivado is not on PATH; vivado/build.tcl is ready to run: vivado -mode batch -source build.tcl"
+    )
     return None
 
 
@@ -253,7 +287,9 @@ def _macs(graph: ir.Graph, node: ir.Node) -> int:
     return graph.tensors[node.output].pixels * node.op.weight.size if isinstance(node.op, ir.Conv) else 0
 
 
-def _rows(graph: ir.Graph, net: Netlist, found: fold.Folding, cells: dict[str, synthesize.Cells], labels: dict[str, str]) -> list[dict[str, Any]]:
+def _rows(
+    graph: ir.Graph, net: Netlist, found: fold.Folding, cells: dict[str, synthesize.Cells], labels: dict[str, str]
+) -> list[dict[str, Any]]:
     rows = []
     for node in graph.nodes:
         f, t = found.folds[node.name], graph.tensors[node.output]
@@ -275,7 +311,9 @@ def rebuild(folder: Path) -> tuple[ir.Graph, Netlist, dict[str, Any]]:
         folds = {k: fold.Fold(**v) for k, v in record["folds"].items()}
         board = boards.get(record["board"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{folder} is no build folder: {RECORD} is missing or damaged; run deploy build again") from None
+        raise UserError(
+            f"{folder} is no build folder: {RECORD} is missing or damaged; run deploy build again"
+        ) from None
     graph = lower(onnxfile.load(folder / QONNX, check=False)).graph
     return graph, assemble(graph, folds, fold.target_of(board), record["depths"]), record
 
@@ -283,12 +321,21 @@ def rebuild(folder: Path) -> tuple[ir.Graph, Netlist, dict[str, Any]]:
 def check_folder(folder: Path, seed: int, arch: str = "") -> list[tuple[str, bool, str]]:
     """Rows for `deploy verify`: the RTL on disk is the design's, and still equals the reference on fresh inputs."""
     graph, net, record = rebuild(folder)
-    same = all((folder / "rtl" / n).is_file() and (folder / "rtl" / n).read_text() == t for n, t in library.sources(net).items())
+    same = all(
+        (folder / "rtl" / n).is_file() and (folder / "rtl" / n).read_text() == t
+        for n, t in library.sources(net).items()
+    )
     rows = [("RTL on disk is generated from model.qonnx.onnx", same, f"{len(library.sources(net))} files")]
     with tempfile.TemporaryDirectory(prefix="deploy-verify-") as scratch:
         try:
             measured, _ = simulate.verify(graph, net, simulate.random_inputs(graph, 4, seed + 1), Path(scratch), seed)
-            rows.append(("RTL equals the integer reference on fresh inputs", True, f"{measured.integers} integers, {measured.interval:.0f} cycles a frame"))
+            rows.append(
+                (
+                    "RTL equals the integer reference on fresh inputs",
+                    True,
+                    f"{measured.integers} integers, {measured.interval:.0f} cycles a frame",
+                )
+            )
         except BoundError as error:
             rows.append(("RTL equals the integer reference on fresh inputs", False, str(error)))
     rows.append(("hash chain of the board package", package.check(folder / "package"), record["hash"]))

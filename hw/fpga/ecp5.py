@@ -43,7 +43,12 @@ def pll(oscillator: float, clock: float) -> tuple[int, int, int]:
 
 def lpf(board: Board, clock: float) -> str:
     """Pins and clocks in Lattice's form."""
-    rows = ["BLOCK RESETPATHS;", "BLOCK ASYNCPATHS;", f'FREQUENCY PORT "clk_25mhz" {board.oscillator_mhz:g} MHZ;', f'FREQUENCY NET "clk" {clock:g} MHZ;']
+    rows = [
+        "BLOCK RESETPATHS;",
+        "BLOCK ASYNCPATHS;",
+        f'FREQUENCY PORT "clk_25mhz" {board.oscillator_mhz:g} MHZ;',
+        f'FREQUENCY NET "clk" {clock:g} MHZ;',
+    ]
     for port, site, attributes in board.pins:
         rows += [f'LOCATE COMP "{port}" SITE "{site}";', f'IOBUF PORT "{port}" {attributes};']
     return "\n".join(rows) + "\n"
@@ -64,7 +69,9 @@ def top_files(net: Netlist, hash_: str, clock: float, clocking: str) -> tuple[di
     return files, params
 
 
-def bitstream(net: Netlist, board: Board, clock: float, hash_: str, folder: Path, work: Path, seed: int = 0) -> dict[str, Any]:
+def bitstream(
+    net: Netlist, board: Board, clock: float, hash_: str, folder: Path, work: Path, seed: int = 0
+) -> dict[str, Any]:
     """Synthesize, place, route, pack; returns the record. Raises BoundError when the clock is missed, ToolError when a tool fails."""
     folder.mkdir(parents=True)
     files = [p.name for p in library.write(net, work)]
@@ -82,13 +89,33 @@ def bitstream(net: Netlist, board: Board, clock: float, hash_: str, folder: Path
     synthesize.yosys(work, [*steps, "write_json ulx3s.json"], "ulx3s")
     args = ["--" + board.size, "--package", board.package, "--speed", board.speed, "--json", "ulx3s.json", "--lpf", "board.lpf", "--textcfg", "ulx3s.cfg",
             "--report", "report.json", "--seed", str(seed + 1), "--timing-allow-fail"]  # fmt: skip
-    seconds = run(tool("nextpnr-ecp5"), args, cwd=work, log=folder / "nextpnr.log", outputs=(work / "ulx3s.cfg",), timeout=3600)
+    seconds = run(
+        tool("nextpnr-ecp5"), args, cwd=work, log=folder / "nextpnr.log", outputs=(work / "ulx3s.cfg",), timeout=3600
+    )
     report = json.loads((work / "report.json").read_text())
     achieved = min((v["achieved"] for k, v in report["fmax"].items() if v["constraint"] >= clock * 0.99), default=0.0)
     used = {k: v["used"] for k, v in report["utilization"].items() if v["used"]}
     if achieved < clock:
-        raise BoundError(f"the placed design reaches {achieved:.1f} MHz, not {clock:g} MHz (nextpnr-ecp5); give --clock {int(achieved // 5 * 5)}")
+        raise BoundError(
+            f"the placed design reaches {achieved:.1f} MHz, not {clock:g} MHz (nextpnr-ecp5); give --clock {int(achieved // 5 * 5)}"
+        )
     bit = folder / "accelerator.bit"
-    run(tool("ecppack"), ["--compress", "--freq", "62.0", "ulx3s.cfg", str(bit)], cwd=work, log=folder / "ecppack.log", outputs=(bit,), timeout=600)
-    (folder / "report.json").write_text(json.dumps({"fmax_mhz": achieved, "clock_mhz": clock, "used": used}, indent=1) + "\n")
-    return {"file": "bitstream/accelerator.bit", "bytes": bit.stat().st_size, "fmax_mhz": achieved, "used": used, "seconds": seconds, "tool": "nextpnr-ecp5"}
+    run(
+        tool("ecppack"),
+        ["--compress", "--freq", "62.0", "ulx3s.cfg", str(bit)],
+        cwd=work,
+        log=folder / "ecppack.log",
+        outputs=(bit,),
+        timeout=600,
+    )
+    (folder / "report.json").write_text(
+        json.dumps({"fmax_mhz": achieved, "clock_mhz": clock, "used": used}, indent=1) + "\n"
+    )
+    return {
+        "file": "bitstream/accelerator.bit",
+        "bytes": bit.stat().st_size,
+        "fmax_mhz": achieved,
+        "used": used,
+        "seconds": seconds,
+        "tool": "nextpnr-ecp5",
+    }

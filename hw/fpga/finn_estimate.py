@@ -34,7 +34,20 @@ def _window(x: ir.Tensor, window: ir.Window, simd: int, depthwise: bool) -> list
     top, left, bottom, right = window.pads
     nodes: list[FinnNode] = []
     if any(window.pads):
-        nodes.append(("FMPadding_rtl", RTL, {"ImgDim": [h, w], "Padding": list(window.pads), "NumChannels": c, "SIMD": simd, "inputDataType": _type(x), "numInputVectors": 1}))
+        nodes.append(
+            (
+                "FMPadding_rtl",
+                RTL,
+                {
+                    "ImgDim": [h, w],
+                    "Padding": list(window.pads),
+                    "NumChannels": c,
+                    "SIMD": simd,
+                    "inputDataType": _type(x),
+                    "numInputVectors": 1,
+                },
+            )
+        )
     if window.size > 1 or window.stride != (1, 1):
         nodes.append(
             (
@@ -62,22 +75,74 @@ def finn_nodes(graph: ir.Graph, node: ir.Node, fold: Fold) -> list[FinnNode]:
                           "noActivation": 1, "numInputVectors": vectors, "mem_mode": "internal_decoupled", **kinds}  # fmt: skip
             return [*_window(x, op.window, fold.simd, False), ("MVAU_rtl", RTL, attributes)]
         case ir.Thresholds() | ir.Scale() | ir.Table():
-            return [("Thresholding_rtl", RTL, {"NumChannels": out.channels, "PE": fold.pe, "numSteps": max(1, out.high - out.low), "weightDataType": _type(x), "numInputVectors": vectors, "ActVal": 0, **kinds})]
+            return [
+                (
+                    "Thresholding_rtl",
+                    RTL,
+                    {
+                        "NumChannels": out.channels,
+                        "PE": fold.pe,
+                        "numSteps": max(1, out.high - out.low),
+                        "weightDataType": _type(x),
+                        "numInputVectors": vectors,
+                        "ActVal": 0,
+                        **kinds,
+                    },
+                )
+            ]
         case ir.Pool():
             attributes = {"Channels": x.channels, "PE": fold.pe, "KernelSize": list(op.window.kernel), "Function": "MaxPool", "OutImgDims": list(out.shape[:2]), "InputDataType": _type(x),
                           "OutputDataType": _type(out), "AccumBits": 0, "Size": 1, "BatchSize": 1}  # fmt: skip
             return [*_window(x, op.window, fold.pe, True), ("Pool", GENERIC, attributes)]
         case ir.GlobalPool():
-            return [("GlobalAccPool", GENERIC, {"NumChannels": x.channels, "PE": fold.pe, "inputDataType": _type(x), "numInputVectors": [1, *x.shape[:2]]})]
+            return [
+                (
+                    "GlobalAccPool",
+                    GENERIC,
+                    {
+                        "NumChannels": x.channels,
+                        "PE": fold.pe,
+                        "inputDataType": _type(x),
+                        "numInputVectors": [1, *x.shape[:2]],
+                    },
+                )
+            ]
         case ir.Add():
             shape = [1, *out.shape]
             return [("ElementwiseAdd", GENERIC, {"lhs_dtype": _type(x), "rhs_dtype": _type(graph.tensors[node.inputs[1]]), "out_dtype": _type(out), "lhs_shape": shape, "rhs_shape": shape,
                                                  "out_shape": shape, "lhs_style": "input", "rhs_style": "input", "PE": fold.pe, "inFIFODepths": [2, 2]})]  # fmt: skip
         case ir.Concat():
             parts = [graph.tensors[t] for t in node.inputs]
-            return [("StreamingConcat", GENERIC, {"SIMD": fold.pe, "ChannelsPerStream": [p.channels for p in parts], "inputDataTypes": [_type(p) for p in parts], "numInputVectors": vectors, "inFIFODepths": [2] * len(parts)})]
+            return [
+                (
+                    "StreamingConcat",
+                    GENERIC,
+                    {
+                        "SIMD": fold.pe,
+                        "ChannelsPerStream": [p.channels for p in parts],
+                        "inputDataTypes": [_type(p) for p in parts],
+                        "numInputVectors": vectors,
+                        "inFIFODepths": [2] * len(parts),
+                    },
+                )
+            ]
         case ir.Upsample():
-            return [("UpsampleNearestNeighbour", GENERIC, {"HO": out.shape[0], "WO": out.shape[1], "HI": x.shape[0], "WI": x.shape[1], "NumChannels": x.channels, "SIMD": fold.pe, "inputDataType": _type(x), "batchSize": 1})]
+            return [
+                (
+                    "UpsampleNearestNeighbour",
+                    GENERIC,
+                    {
+                        "HO": out.shape[0],
+                        "WO": out.shape[1],
+                        "HI": x.shape[0],
+                        "WI": x.shape[1],
+                        "NumChannels": x.channels,
+                        "SIMD": fold.pe,
+                        "inputDataType": _type(x),
+                        "batchSize": 1,
+                    },
+                )
+            ]
     return []
 
 
@@ -87,9 +152,23 @@ def cycles(graph: ir.Graph, folds: Mapping[str, Fold]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="deploy-finn-") as made:
         work = Path(made)
         (work / "job.json").write_text(json.dumps(job))
-        env = {**os.environ, "FINN_BUILD_DIR": made, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH", "")])])}
+        env = {
+            **os.environ,
+            "FINN_BUILD_DIR": made,
+            "PYTHONPATH": os.pathsep.join(
+                [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH", "")])]
+            ),
+        }
         out = work / "result.json"
-        run(Tool("finn-plus", path=sys.executable), ["-m", "hw.fpga.finn_worker", "job.json", "result.json"], cwd=work, log=work / "finn.log", outputs=(out,), timeout=300, env=env)
+        run(
+            Tool("finn-plus", path=sys.executable),
+            ["-m", "hw.fpga.finn_worker", "job.json", "result.json"],
+            cwd=work,
+            log=work / "finn.log",
+            outputs=(out,),
+            timeout=300,
+            env=env,
+        )
         rows = json.loads(out.read_text())
     flat = [c for row in rows.values() for c in row]
     return {"layers": {n: max(r, default=0) for n, r in rows.items()}, "interval": max(flat), "latency": sum(flat)}
@@ -99,6 +178,12 @@ def require_vendor_tools() -> None:
     """FINN's own flow needs AMD's tools. Raises UserError that says which is missing."""
     if importlib.util.find_spec("finn") is None:
         raise UserError("--flow finn needs finn-plus; pip install 'deploy-toolchain[fpga]'")
-    missing = [t for t in ("vivado", "vitis_hls") if shutil.which(t) is None and not (t == "vitis_hls" and shutil.which("vitis-run"))]
+    missing = [
+        t
+        for t in ("vivado", "vitis_hls")
+        if shutil.which(t) is None and not (t == "vitis_hls" and shutil.which("vitis-run"))
+    ]
     if missing:
-        raise UserError(f"--flow finn needs {' and '.join(missing)} on PATH (FINN makes its DMA with Vitis HLS); leave it out for the RTL flow")
+        raise UserError(
+            f"--flow finn needs {' and '.join(missing)} on PATH (FINN makes its DMA with Vitis HLS); leave it out for the RTL flow"
+        )

@@ -40,7 +40,9 @@ def main() -> None:
     for layer, nodes in job.items():
         found[layer] = []
         for op, domain, attributes in nodes:
-            node = make_node(op, ["x"], ["y"], domain=domain, name=f"{op}_{layer}", backend="fpgadataflow", **attributes)
+            node = make_node(
+                op, ["x"], ["y"], domain=domain, name=f"{op}_{layer}", backend="fpgadataflow", **attributes
+            )
             found[layer].append(int(getCustomOp(node).get_exp_cycles()))
     Path(sys.argv[2]).write_text(json.dumps(found))
 

@@ -55,7 +55,9 @@ def options(graph: ir.Graph, target: Target) -> dict[str, list[Fold]]:
     """Every fold of every layer, those dropped that another one beats in all respects."""
     found = {}
     for node in graph.nodes:
-        rows = sorted(blocks()[node.kind].folds(layer_of(graph, node), target), key=lambda f: (f.cycles, f.lut, f.dsps, f.bram18))
+        rows = sorted(
+            blocks()[node.kind].folds(layer_of(graph, node), target), key=lambda f: (f.cycles, f.lut, f.dsps, f.bram18)
+        )
         kept: list[Fold] = []
         for row in rows:
             if not any(k.lut <= row.lut and k.dsps <= row.dsps and k.bram18 <= row.bram18 for k in kept):

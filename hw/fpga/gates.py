@@ -34,25 +34,39 @@ def _models(family: str) -> str:
     text = (share / name).read_text()
     text = re.sub(r"`include \"([^\"]+)\"", lambda m: (share / "lattice" / Path(m[1]).name).read_text(), text)
     for cell in ("RAMB18E1", "RAMB36E1", "DP16KD"):
-        text = re.sub(rf"\(\*[^)]*\*\)\s*module {cell}\b.*?endmodule|module {cell}\b.*?endmodule", "", text, flags=re.DOTALL)
+        text = re.sub(
+            rf"\(\*[^)]*\*\)\s*module {cell}\b.*?endmodule|module {cell}\b.*?endmodule", "", text, flags=re.DOTALL
+        )
     return text
 
 
-def verify(graph: ir.Graph, net: Netlist, board: Board, values: Mapping[str, np.ndarray], work: Path, seed: int = 0) -> int:
+def verify(
+    graph: ir.Graph, net: Netlist, board: Board, values: Mapping[str, np.ndarray], work: Path, seed: int = 0
+) -> int:
     """Integers compared. Raises UserError for parts without models, BoundError when one differs or the netlist is too large."""
     family = synthesize.FAMILIES[board.family]
     if family == "xcup":
-        raise UserError("Yosys has no models of the UltraScale+ multipliers, so its netlists cannot be simulated; leave --netlist out, or use it with pynq-z2 or ulx3s-85f")
+        raise UserError(
+            "Yosys has no models of the UltraScale+ multipliers, so its netlists cannot be simulated; leave --netlist out, or use it with pynq-z2 or ulx3s-85f"
+        )
     files = library.write(net, work)
     steps = synthesize.commands([f.name for f in files], "dataflow", family, gates=True)
     synthesize.yosys(work, [*steps, "tee -q -o dataflow.stat stat -json", "write_verilog -noattr gates.v"], "gates")
     cells = synthesize._stat(work / "dataflow.stat")
     if cells.lut + cells.ff > MOST_CELLS:
-        raise BoundError(f"the netlist has {cells.lut + cells.ff:,} cells; --netlist is for designs up to {MOST_CELLS:,}, leave it out")
+        raise BoundError(
+            f"the netlist has {cells.lut + cells.ff:,} cells; --netlist is for designs up to {MOST_CELLS:,}, leave it out"
+        )
     (work / "cells.v").write_text(_models(family))
     run = work / "run"
     run.mkdir()
-    program = verilator.compile_sources([work / "gates.v", work / "cells.v"], "dataflow", verilator.main_source(net.inputs, net.outputs), work, extra=("-Wno-SPECIFYIGN",))
+    program = verilator.compile_sources(
+        [work / "gates.v", work / "cells.v"],
+        "dataflow",
+        verilator.main_source(net.inputs, net.outputs),
+        work,
+        extra=("-Wno-SPECIFYIGN",),
+    )
     few = {k: v[:FRAMES] for k, v in values.items()}
     want = reference.execute(graph, dict(few))
     found = verilator.simulate(

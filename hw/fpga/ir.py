@@ -160,9 +160,7 @@ class Flatten:
     """[H, W, C] to [1, 1, H * W * C] in stream order."""
 
 
-Op = (
-    Conv | Pool | GlobalPool | Thresholds | Scale | Table | Add | Concat | Gather | Upsample | Flatten
-)
+Op = Conv | Pool | GlobalPool | Thresholds | Scale | Table | Add | Concat | Gather | Upsample | Flatten
 
 
 @dataclass(frozen=True)

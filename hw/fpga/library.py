@@ -49,7 +49,9 @@ def finn_rtl() -> Path:
     spec = importlib.util.find_spec("finn")
     folder = Path(spec.origin).parent / "finn-rtllib" if spec and spec.origin else None
     if folder is None or not folder.is_dir():
-        raise UserError(f"FPGA builds take RTL from finn-plus {FINN_VERSION}, which is not installed; pip install 'deploy-toolchain[fpga]'")
+        raise UserError(
+            f"FPGA builds take RTL from finn-plus {FINN_VERSION}, which is not installed; pip install 'deploy-toolchain[fpga]'"
+        )
     return folder
 
 

@@ -88,7 +88,15 @@ class Netlist:
         params: dict[str, int | str] = {"WIDTH": stream.bits, "N_IN": stream.par, "N_OUT": par}
         beats = total // par
         return self.add(
-            "dp_dwc", params, [stream], par, stream.bits, stream.signed, beats, cycles=max(beats, stream.beats), tensor=stream.tensor
+            "dp_dwc",
+            params,
+            [stream],
+            par,
+            stream.bits,
+            stream.signed,
+            beats,
+            cycles=max(beats, stream.beats),
+            tensor=stream.tensor,
         )[0]
 
     def cast(self, stream: Stream, bits: int, signed: bool) -> Stream:
@@ -97,7 +105,16 @@ class Netlist:
             return stream
         params: dict[str, int | str] = {"N": stream.par, "FROM": stream.bits, "SIGNED": int(stream.signed), "TO": bits}
         return self.add(
-            "dp_cast", params, [stream], stream.par, bits, signed, stream.beats, cycles=0, tensor=stream.tensor, clocked=False
+            "dp_cast",
+            params,
+            [stream],
+            stream.par,
+            bits,
+            signed,
+            stream.beats,
+            cycles=0,
+            tensor=stream.tensor,
+            clocked=False,
         )[0]
 
     def buffer(self, stream: Stream, name: str = "") -> Stream:
@@ -108,7 +125,16 @@ class Netlist:
         depth = self.depths.get(name, self.default_depth)
         params: dict[str, int | str] = {"WIDTH": stream.width, "DEPTH": depth}
         return self.add(
-            "dp_fifo", params, [stream], stream.par, stream.bits, stream.signed, stream.beats, cycles=stream.beats, tensor=stream.tensor, name=name
+            "dp_fifo",
+            params,
+            [stream],
+            stream.par,
+            stream.bits,
+            stream.signed,
+            stream.beats,
+            cycles=stream.beats,
+            tensor=stream.tensor,
+            name=name,
         )[0]
 
     def fork(self, stream: Stream, copies: int) -> list[Stream]:
@@ -117,8 +143,17 @@ class Netlist:
             return [stream]
         params: dict[str, int | str] = {"WIDTH": stream.width, "N": copies}
         return self.add(
-            "dp_fork", params, [stream], stream.par, stream.bits, stream.signed, stream.beats, cycles=stream.beats, tensor=stream.tensor,
-            name=f"{stream.name}_fork", copies=copies,
+            "dp_fork",
+            params,
+            [stream],
+            stream.par,
+            stream.bits,
+            stream.signed,
+            stream.beats,
+            cycles=stream.beats,
+            tensor=stream.tensor,
+            name=f"{stream.name}_fork",
+            copies=copies,
         )
 
     def memory(self, name: str, words: list[int], width: int) -> str:
@@ -146,7 +181,9 @@ class Netlist:
         own = [i for i in self.instances if i.layer == layer]
         made = {s.name: s for i in own for s in i.outputs}
         read = {s.name: s for i in own for s in i.inputs}
-        outside = {s.name for i in self.instances if i.layer != layer for s in i.inputs} | {s.name for s in self.outputs}
+        outside = {s.name for i in self.instances if i.layer != layer for s in i.inputs} | {
+            s.name for s in self.outputs
+        }
         return [s for n, s in read.items() if n not in made], [s for n, s in made.items() if n in outside]
 
     def layer_verilog(self, layer: str) -> str:
@@ -154,8 +191,13 @@ class Netlist:
         own = [i for i in self.instances if i.layer == layer]
         ins, outs = self.ports(layer)
         ports = ["  input logic clk, rst,"]
-        ports += [f"  input logic [{s.width - 1}:0] {s.name}_d, input logic {s.name}_v, output logic {s.name}_r," for s in ins]
-        ports += [f"  output logic [{s.width - 1}:0] {s.name}_d, output logic {s.name}_v, input logic {s.name}_r," for s in outs]
+        ports += [
+            f"  input logic [{s.width - 1}:0] {s.name}_d, input logic {s.name}_v, output logic {s.name}_r," for s in ins
+        ]
+        ports += [
+            f"  output logic [{s.width - 1}:0] {s.name}_d, output logic {s.name}_v, input logic {s.name}_r,"
+            for s in outs
+        ]
         shown = {s.name for s in (*ins, *outs)}
         inner = [s for i in own for s in i.outputs if s.name not in shown]
         body = [_wires(s) for s in inner] + [_instantiate(i) for i in own] + _taps([s for i in own for s in i.outputs])
@@ -165,7 +207,9 @@ class Netlist:
         """The top module: plain AXI streams s_axis_<i> and m_axis_<i>, element 0 in the low bits, unused high bits zero."""
         ports = ["  input  logic clk,", "  input  logic rst_n,"]
         for i, s in enumerate(self.inputs):
-            ports.append(f"  input  logic [{axis_width(s) - 1}:0] s_axis_{i}_tdata, input logic s_axis_{i}_tvalid, output logic s_axis_{i}_tready,")
+            ports.append(
+                f"  input  logic [{axis_width(s) - 1}:0] s_axis_{i}_tdata, input logic s_axis_{i}_tvalid, output logic s_axis_{i}_tready,"
+            )
         for i, s in enumerate(self.outputs):
             ports.append(
                 f"  output logic [{axis_width(s) - 1}:0] m_axis_{i}_tdata, output logic m_axis_{i}_tvalid, input logic m_axis_{i}_tready, output logic m_axis_{i}_tlast,"
@@ -177,19 +221,25 @@ class Netlist:
             crossing |= {s.name: s for s in self.ports(layer)[1]}
         body += [_wires(s) for s in crossing.values()]
         for i, s in enumerate(self.inputs):
-            body.append(f"  assign {s.name}_d = s_axis_{i}_tdata[{s.width - 1}:0]; assign {s.name}_v = s_axis_{i}_tvalid && !rst; assign s_axis_{i}_tready = {s.name}_r && !rst;")
+            body.append(
+                f"  assign {s.name}_d = s_axis_{i}_tdata[{s.width - 1}:0]; assign {s.name}_v = s_axis_{i}_tvalid && !rst; assign s_axis_{i}_tready = {s.name}_r && !rst;"
+            )
         done: set[str] = set()
         for instance in self.instances:
             if not instance.layer:
                 body.append(_instantiate(instance))
             elif instance.layer not in done:
                 done.add(instance.layer)
-                wires = [f".{s.name}{end}" for side in self.ports(instance.layer) for s in side for end in ("_d", "_v", "_r")]
+                wires = [
+                    f".{s.name}{end}" for side in self.ports(instance.layer) for s in side for end in ("_d", "_v", "_r")
+                ]
                 body.append(f"  layer_{instance.layer} {instance.layer}_l (.clk, .rst, {', '.join(wires)});")
         for i, s in enumerate(self.outputs):
             rest = axis_width(s) - s.width
             data = f"{{{rest}'b0, {s.name}_d}}" if rest else f"{s.name}_d"
-            body.append(f"  assign m_axis_{i}_tdata = {data}; assign m_axis_{i}_tvalid = {s.name}_v; assign {s.name}_r = m_axis_{i}_tready;")
+            body.append(
+                f"  assign m_axis_{i}_tdata = {data}; assign m_axis_{i}_tvalid = {s.name}_v; assign {s.name}_r = m_axis_{i}_tready;"
+            )
             body.append(_last(i, s))
         body += _taps([*self.inputs, *(s for i in joints for s in i.outputs)])
         return f"module {top} (\n" + "\n".join(ports)[:-1] + "\n);\n" + "\n".join(body) + "\nendmodule\n"
@@ -248,5 +298,8 @@ def _instantiate(instance: Instance) -> str:
         return f"{head}{wires} assign {m[0].name}_v = {s[0].name}_v; assign {s[0].name}_r = {m[0].name}_r;"
     ports = [".clk, .rst"]
     for side, streams in (("s", s), ("m", m)):
-        ports += [f".{side}_{long}({_bundle(streams, short)})" for long, short in (("data", "_d"), ("valid", "_v"), ("ready", "_r"))]
+        ports += [
+            f".{side}_{long}({_bundle(streams, short)})"
+            for long, short in (("data", "_d"), ("valid", "_v"), ("ready", "_r"))
+        ]
     return head + ", ".join(ports) + ");"

@@ -85,8 +85,9 @@ def execute(graph: ir.Graph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndar
 def quantize(graph: ir.Graph, floats: list[np.ndarray]) -> dict[str, np.ndarray]:
     """Float inputs [N, ...] (channels first, as the model takes them) to integer inputs [N, H, W, C]: the host's first step."""
     ready = {}
-    for spec, x in zip(graph.inputs, floats, strict=True):
-        tensor = graph.tensors[spec.tensor]
+    by_name = dict(zip(dict.fromkeys(i.name for i in graph.inputs), floats, strict=True))
+    for spec in graph.inputs:
+        x, tensor = by_name[spec.name], graph.tensors[spec.tensor]
         h, w, c = tensor.shape
         last = np.moveaxis(x.astype(np.float64).reshape(len(x), c, h, w), 1, 3)
         v = np.rint((last * spec.gain + spec.offset) / spec.scale)

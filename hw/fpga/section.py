@@ -29,7 +29,12 @@ def _layers(record: dict[str, Any]) -> Table:
     )
     if record["flat"]:
         note += f". In one piece: {record['flat']['lut']:,} LUT against {record['cells']['lut']:,} summed"
-    return Table("Layers", ("layer", "operator", "output", "bits", "PE x SIMD", "cycles", "FINN's", "LUT", "FF", "DSP", "BRAM18"), tuple(rows), note)
+    return Table(
+        "Layers",
+        ("layer", "operator", "output", "bits", "PE x SIMD", "cycles", "FINN's", "LUT", "FF", "DSP", "BRAM18"),
+        tuple(rows),
+        note,
+    )
 
 
 def _roofline(record: dict[str, Any]) -> Scatter:
@@ -74,15 +79,52 @@ def section(folder: Path, manifest: dict[str, Any]) -> Section:
     if record["share"]:
         share = record["share"]
         names = {"lut": "LUT", "ff": "FF", "dsp": "DSP", "bram18": "BRAM18"}
-        parts.append(Bars(f"Share of {record['part']}", tuple(f"{v} {record['cells'][k]:,}" for k, v in names.items()), tuple(100 * share[k] for k in names), "%", mark=100.0, note="post-synthesis, Yosys"))
+        parts.append(
+            Bars(
+                f"Share of {record['part']}",
+                tuple(f"{v} {record['cells'][k]:,}" for k, v in names.items()),
+                tuple(100 * share[k] for k in names),
+                "%",
+                mark=100.0,
+                note="post-synthesis, Yosys",
+            )
+        )
     rows = sorted(record["rows"], key=lambda r: -r["cycles"])[:24]
-    parts.append(Bars("Cycles per frame", tuple(r["label"] for r in rows), tuple(float(r["cycles"]) for r in rows), "cycles", mark=float(m["interval"]), note="the line is the simulated interval"))
+    parts.append(
+        Bars(
+            "Cycles per frame",
+            tuple(r["label"] for r in rows),
+            tuple(float(r["cycles"]) for r in rows),
+            "cycles",
+            mark=float(m["interval"]),
+            note="the line is the simulated interval",
+        )
+    )
     if record["accuracy"]:
         a = record["accuracy"]
-        parts.append(Table("Accuracy", ("what", "top-1 %", "samples"), (("RTL (Verilator)", f"{a['rtl_percent']:.2f}", int(a["samples"])), ("integer reference", f"{a['reference_percent']:.2f}", int(a["samples"])))))
+        parts.append(
+            Table(
+                "Accuracy",
+                ("what", "top-1 %", "samples"),
+                (
+                    ("RTL (Verilator)", f"{a['rtl_percent']:.2f}", int(a["samples"])),
+                    ("integer reference", f"{a['reference_percent']:.2f}", int(a["samples"])),
+                ),
+            )
+        )
     parts += [_layers(record), _roofline(record)]
-    facts = [("frames/s", f"{record['fps']:,.0f} at {clock:g} MHz (simulated)"), ("latency", f"{m['first_frame'] / clock:,.1f} us")]
+    facts = [
+        ("frames/s", f"{record['fps']:,.0f} at {clock:g} MHz (simulated)"),
+        ("latency", f"{m['first_frame'] / clock:,.1f} us"),
+    ]
     if record["bitstream"]:
         b = record["bitstream"]
         facts.append(("bitstream", f"{b['bytes']:,} bytes" + (f", {b['fmax_mhz']:.1f} MHz" if "fmax_mhz" in b else "")))
-    return Section(f"FPGA: {record['board']}", "", tuple(facts), tuple(parts), tuple(record["remarks"]), {"fps": record["fps"], "status": record["status"], "cells": record["cells"]})
+    return Section(
+        f"FPGA: {record['board']}",
+        "",
+        tuple(facts),
+        tuple(parts),
+        tuple(record["remarks"]),
+        {"fps": record["fps"], "status": record["status"], "cells": record["cells"]},
+    )

@@ -61,7 +61,9 @@ def _program(net: Netlist, work: Path, defines: tuple[str, ...]) -> Path:
     run.mkdir(parents=True, exist_ok=True)
     for name, text in net.files.items():
         (run / name).write_text(text)
-    return verilator.compile_sources(files, "dataflow", verilator.main_source(net.inputs, net.outputs), work, defines=defines)
+    return verilator.compile_sources(
+        files, "dataflow", verilator.main_source(net.inputs, net.outputs), work, defines=defines
+    )
 
 
 def _stream_in(program: Path, net: Netlist, values: Mapping[str, np.ndarray], work: Path, **how: Any) -> verilator.Run:
@@ -107,7 +109,9 @@ def compare(graph: ir.Graph, net: Netlist, run: verilator.Run, want: Mapping[str
     return wrong
 
 
-def verify(graph: ir.Graph, net: Netlist, values: Mapping[str, np.ndarray], work: Path, seed: int = 0) -> tuple[Measured, list[np.ndarray]]:
+def verify(
+    graph: ir.Graph, net: Netlist, values: Mapping[str, np.ndarray], work: Path, seed: int = 0
+) -> tuple[Measured, list[np.ndarray]]:
     """Simulate a design on integer inputs; returns the figures and the outputs as integers.
 
     Raises BoundError when one integer differs from the reference (naming the first layer that diverges) or the design stops
@@ -119,18 +123,50 @@ def verify(graph: ir.Graph, net: Netlist, values: Mapping[str, np.ndarray], work
     free = _stream_in(program, net, values, work, seed=seed)
     stalled_values = {k: v[: max(2, min(count, 16))] for k, v in values.items()}
     stalled = _stream_in(program, net, stalled_values, work, stall_in=STALL, stall_out=STALL, seed=seed + 1)
-    for run, used, how in ((free, values, "without stalls"), (stalled, stalled_values, f"with {STALL:.0%} random stalls")):
+    for run, used, how in (
+        (free, values, "without stalls"),
+        (stalled, stalled_values, f"with {STALL:.0%} random stalls"),
+    ):
         if run.stuck:
-            _explain(graph, net, used, work / "trace", f"the design stops {how}", stall=STALL if run is stalled else 0.0, seed=seed + 1)
+            _explain(
+                graph,
+                net,
+                used,
+                work / "trace",
+                f"the design stops {how}",
+                stall=STALL if run is stalled else 0.0,
+                seed=seed + 1,
+            )
         wrong = compare(graph, net, run, {k: v[: len(next(iter(used.values())))] for k, v in want.items()})
         if wrong:
-            _explain(graph, net, used, work / "trace", f"{wrong} integers of the RTL differ from the reference {how}", stall=STALL if run is stalled else 0.0, seed=seed + 1)
-    outputs = [words.from_words(w, s, graph.tensors[o.tensor].shape) for w, s, o in zip(free.words, net.outputs, graph.outputs, strict=True)]
+            _explain(
+                graph,
+                net,
+                used,
+                work / "trace",
+                f"{wrong} integers of the RTL differ from the reference {how}",
+                stall=STALL if run is stalled else 0.0,
+                seed=seed + 1,
+            )
+    outputs = [
+        words.from_words(w, s, graph.tensors[o.tensor].shape)
+        for w, s, o in zip(free.words, net.outputs, graph.outputs, strict=True)
+    ]
     integers = sum(o.size for o in outputs)
-    return Measured(free.first_frame, free.interval, predicted(net), count, integers, stalled.interval, free.cycles), outputs
+    return Measured(
+        free.first_frame, free.interval, predicted(net), count, integers, stalled.interval, free.cycles
+    ), outputs
 
 
-def _explain(graph: ir.Graph, net: Netlist, values: Mapping[str, np.ndarray], work: Path, what: str, stall: float = 0.0, seed: int = 0) -> None:
+def _explain(
+    graph: ir.Graph,
+    net: Netlist,
+    values: Mapping[str, np.ndarray],
+    work: Path,
+    what: str,
+    stall: float = 0.0,
+    seed: int = 0,
+) -> None:
     """Run once more with every stream written out, and raise BoundError with the first that is wrong or short."""
     few = {k: v[:4] for k, v in values.items()}
     program = _program(net, work, ("DP_TRACE",))

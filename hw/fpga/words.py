@@ -20,7 +20,9 @@ def from_words(words: list[int], stream: Stream, shape: tuple[int, int, int]) ->
     """Words as integers [N, H, W, C]; words beyond the last whole frame are left out."""
     mask = (1 << stream.bits) - 1
     frames = len(words) // stream.beats
-    flat = np.array([[(w >> (i * stream.bits)) & mask for i in range(stream.par)] for w in words[: frames * stream.beats]], np.int64)
+    flat = np.array(
+        [[(w >> (i * stream.bits)) & mask for i in range(stream.par)] for w in words[: frames * stream.beats]], np.int64
+    )
     if stream.signed:
         flat = np.where(flat >= 1 << (stream.bits - 1), flat - (1 << stream.bits), flat)
     return flat.reshape(frames, *shape)

@@ -37,7 +37,9 @@ def dma_bits(bits: int) -> int:
 def wrapper(net: Netlist) -> str:
     """accelerator.v: plain Verilog (what Vivado's block designs take), ports named so that AXI-Stream is inferred."""
     if len(net.inputs) != 1 or len(net.outputs) != 1:
-        raise UserError("the Zynq design has one DMA in and one out; this model has several inputs or outputs, build it for simulation with --no-bitstream on ulx3s-85f")
+        raise UserError(
+            "the Zynq design has one DMA in and one out; this model has several inputs or outputs, build it for simulation with --no-bitstream on ulx3s-85f"
+        )
     i, o = net.inputs[0], net.outputs[0]
     wi, wo, di, do = axis_width(i), axis_width(o), dma_bits(axis_width(i)), dma_bits(axis_width(o))
     return f"""module accelerator (
@@ -104,7 +106,10 @@ def build_tcl(net: Netlist, board: Board, clock: float) -> str:
         f"create_project -force accelerator $here/project -part {board.part}",
         *(f"add_files -norecurse $here/../rtl/{name}" for name in files),
         *(f"add_files -norecurse $here/../rtl/{name}" for name in net.files),
-        *(f"set_property file_type {{Memory Initialization Files}} [get_files $here/../rtl/{name}]" for name in net.files),
+        *(
+            f"set_property file_type {{Memory Initialization Files}} [get_files $here/../rtl/{name}]"
+            for name in net.files
+        ),
         "add_files -norecurse $here/frames.sv",
         "add_files -norecurse $here/accelerator.v",
         "update_compile_order -fileset sources_1",
@@ -129,10 +134,21 @@ def build_tcl(net: Netlist, board: Board, clock: float) -> str:
     ):  # fmt: skip
         lines.append(f"connect_bd_intf_net [get_bd_intf_pins {a}] [get_bd_intf_pins {b}]")
     clocked = [f"ps/{p}" for p in ps["clocked"]]
-    clocked += ["dma/s_axi_lite_aclk", "dma/m_axi_mm2s_aclk", "dma/m_axi_s2mm_aclk", "control/aclk", "memory/aclk", "reset/slowest_sync_clk", "accelerator/aclk"]
+    clocked += [
+        "dma/s_axi_lite_aclk",
+        "dma/m_axi_mm2s_aclk",
+        "dma/m_axi_s2mm_aclk",
+        "control/aclk",
+        "memory/aclk",
+        "reset/slowest_sync_clk",
+        "accelerator/aclk",
+    ]
     lines += [f"connect_bd_net [get_bd_pins ps/{ps['clock']}] [get_bd_pins {pin}]" for pin in clocked]
     lines.append(f"connect_bd_net [get_bd_pins ps/{ps['reset']}] [get_bd_pins reset/ext_reset_in]")
-    lines += [f"connect_bd_net [get_bd_pins reset/peripheral_aresetn] [get_bd_pins {pin}]" for pin in ("dma/axi_resetn", "control/aresetn", "memory/aresetn", "accelerator/aresetn")]
+    lines += [
+        f"connect_bd_net [get_bd_pins reset/peripheral_aresetn] [get_bd_pins {pin}]"
+        for pin in ("dma/axi_resetn", "control/aresetn", "memory/aresetn", "accelerator/aresetn")
+    ]
     lines += [
         "assign_bd_address",
         "validate_bd_design",
@@ -183,5 +199,12 @@ def bitstream(folder: Path, board: Board) -> dict[str, Any]:
     """Run Vivado on the kit. Raises ToolError when it fails or timing is not met."""
     tool = Tool("vivado", ("-version",), get="install AMD Vivado")
     bit, hwh = folder / "accelerator.bit", folder / "accelerator.hwh"
-    seconds = run(tool, ["-mode", "batch", "-source", "build.tcl"], cwd=folder, log=folder / "vivado.log", outputs=(bit, hwh), timeout=4 * 3600)
+    seconds = run(
+        tool,
+        ["-mode", "batch", "-source", "build.tcl"],
+        cwd=folder,
+        log=folder / "vivado.log",
+        outputs=(bit, hwh),
+        timeout=4 * 3600,
+    )
     return {"file": "vivado/accelerator.bit", "bytes": bit.stat().st_size, "seconds": seconds, "tool": "vivado"}

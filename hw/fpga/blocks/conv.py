@@ -6,7 +6,17 @@ import numpy as np
 
 from hw.fpga import ir
 from hw.fpga.blocks import window as windows
-from hw.fpga.blocks.base import Fold, Layer, Target, conform, divisors, memory_bram18, memory_lut, pack_rows, signed_bits
+from hw.fpga.blocks.base import (
+    Fold,
+    Layer,
+    Target,
+    conform,
+    divisors,
+    memory_bram18,
+    memory_lut,
+    pack_rows,
+    signed_bits,
+)
 from hw.fpga.netlist import Netlist, Stream
 
 MOST_WIDTH = 4096  # bits of a weight word, beyond which memories and routing stop making sense
@@ -49,7 +59,11 @@ class Conv:
                     multiply = 0.0 if dsp else _product_lut(wb, x.bits)
                     found.append(
                         Fold(
-                            pe, pe, 1, dsp, max(cycles, x.pixels * x.channels // pe),
+                            pe,
+                            pe,
+                            1,
+                            dsp,
+                            max(cycles, x.pixels * x.channels // pe),
                             lut + 160 + pe * (multiply + 1.2 * _acc_bits(layer)) + memory_lut(depth, pe * wb),
                             pe if dsp else 0,
                             bram + memory_bram18(depth, pe * wb),
@@ -66,7 +80,9 @@ class Conv:
                     lut, bram = window_lut[simd]
                     lut += 160 + pe * _acc_bits(layer) * 1.2 + memory_lut(sf * nf, pe * simd * wb)
                     dsps = (pe * simd // 2 if packed else pe * simd) if dsp else 0
-                    lut += _sum_lut(pe, simd, wb, x.bits, packed, target) if dsp else pe * simd * _product_lut(wb, x.bits)
+                    lut += (
+                        _sum_lut(pe, simd, wb, x.bits, packed, target) if dsp else pe * simd * _product_lut(wb, x.bits)
+                    )
                     bram += memory_bram18(sf * nf, pe * simd * wb)
                     found.append(Fold(pe, simd, 1, dsp, cycles, lut, dsps, bram))
         return found
@@ -99,7 +115,17 @@ class Conv:
         }  # fmt: skip
         beats = layer.out.pixels * nf
         out = layer.out
-        return net.add("dp_mvu", params, [stream], fold.pe, out.bits, out.signed, beats, cycles=out.pixels * sf * nf, tensor=layer.node.output)[0]
+        return net.add(
+            "dp_mvu",
+            params,
+            [stream],
+            fold.pe,
+            out.bits,
+            out.signed,
+            beats,
+            cycles=out.pixels * sf * nf,
+            tensor=layer.node.output,
+        )[0]
 
     def _depthwise(self, net: Netlist, layer: Layer, op: ir.Conv, fold: Fold, source: Stream) -> Stream:
         x, out = layer.ins[0], layer.out
@@ -112,7 +138,17 @@ class Conv:
             "PE": fold.pe, "TAPS": 1, "SF": sf, "CF": cf, "WB": wb, "AB": x.bits, "ACC": out.bits,
             "A_SIGNED": int(x.signed), "DSP": int(fold.dsp), "WEIGHTS": file,
         }  # fmt: skip
-        return net.add("dp_vvu", params, [stream], fold.pe, out.bits, out.signed, out.pixels * cf, cycles=out.pixels * cf * sf, tensor=layer.node.output)[0]
+        return net.add(
+            "dp_vvu",
+            params,
+            [stream],
+            fold.pe,
+            out.bits,
+            out.signed,
+            out.pixels * cf,
+            cycles=out.pixels * cf * sf,
+            tensor=layer.node.output,
+        )[0]
 
 
 def _product_lut(wb: int, ab: int) -> float:

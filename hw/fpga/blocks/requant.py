@@ -31,11 +31,29 @@ class Requant:
             shared = rows == 1
             word = 0 if shared else pe * (len(m) * mb + bb)
             dsp = mb * ib > 40
-            blocks = -(-(ib + 1) // (target.wide - 1)) * -(-mb // (target.narrow - 1)) if (ib + 1) >= mb else -(-mb // (target.wide - 1)) * -(-(ib + 1) // (target.narrow - 1))
+            blocks = (
+                -(-(ib + 1) // (target.wide - 1)) * -(-mb // (target.narrow - 1))
+                if (ib + 1) >= mb
+                else -(-mb // (target.wide - 1)) * -(-(ib + 1) // (target.narrow - 1))
+            )
             products = pe * len(m)
-            lut = 110 + pe * (bb + 2.0 * layer.out.bits + 10) + (0 if dsp else products * 0.8 * ib * mb) + memory_lut(folds, word)
+            lut = (
+                110
+                + pe * (bb + 2.0 * layer.out.bits + 10)
+                + (0 if dsp else products * 0.8 * ib * mb)
+                + memory_lut(folds, word)
+            )
             found.append(
-                Fold(pe, pe, 1, dsp, layer.out.pixels * folds, lut, products * blocks if dsp else 0, memory_bram18(folds, word))
+                Fold(
+                    pe,
+                    pe,
+                    1,
+                    dsp,
+                    layer.out.pixels * folds,
+                    lut,
+                    products * blocks if dsp else 0,
+                    memory_bram18(folds, word),
+                )
             )
         return found
 
@@ -53,14 +71,29 @@ class Requant:
             "SHIFT": op.shift, "OB": out.bits, "LOW": op.low, "HIGH": op.high, "SHARED": int(shared), "DSP": int(fold.dsp),
         }  # fmt: skip
         width = len(m) * mb + bb
-        full = np.concatenate([np.broadcast_to(m, (len(m), out.channels)), np.broadcast_to(op.offset, (1, out.channels))])
-        words = [pack(full[:-1, c], mb) | pack(full[-1:, c], bb) << (len(m) * mb) for c in range(1 if shared else out.channels)]
+        full = np.concatenate(
+            [np.broadcast_to(m, (len(m), out.channels)), np.broadcast_to(op.offset, (1, out.channels))]
+        )
+        words = [
+            pack(full[:-1, c], mb) | pack(full[-1:, c], bb) << (len(m) * mb)
+            for c in range(1 if shared else out.channels)
+        ]
         if shared:
             params["CONSTANT"] = f"{width}'h{words[0]:x}"
         else:
             joined = [pack(words[f * fold.pe : (f + 1) * fold.pe], width) for f in range(folds)]
             params["CONSTANTS"] = net.memory(f"{net.layer}_constants.mem", joined, fold.pe * width)
-        return net.add("dp_scale", params, sources, fold.pe, out.bits, out.signed, out.pixels * folds, cycles=out.pixels * folds, tensor=layer.node.output)[0]
+        return net.add(
+            "dp_scale",
+            params,
+            sources,
+            fold.pe,
+            out.bits,
+            out.signed,
+            out.pixels * folds,
+            cycles=out.pixels * folds,
+            tensor=layer.node.output,
+        )[0]
 
 
 BLOCK = Requant()

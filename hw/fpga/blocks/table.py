@@ -21,7 +21,15 @@ class Table:
         for pe in divisors(out.channels):
             depth = (x.channels // pe if len(op.table) > 1 else 1) << x.bits
             lut = pe * memory_lut(depth, out.bits) + 10
-            found.append(Fold(pe, pe, cycles=out.pixels * (out.channels // pe), lut=lut, bram18=pe * memory_bram18(depth, out.bits)))
+            found.append(
+                Fold(
+                    pe,
+                    pe,
+                    cycles=out.pixels * (out.channels // pe),
+                    lut=lut,
+                    bram18=pe * memory_bram18(depth, out.bits),
+                )
+            )
         return found
 
     def build(self, net: Netlist, layer: Layer, fold: Fold, inputs: list[Stream], target: Target) -> Stream:
@@ -37,8 +45,25 @@ class Table:
         for pe in range(fold.pe if by_channel else 1):
             rows = op.table[pe :: fold.pe] if by_channel else op.table
             net.memory(f"{stem}_{pe}.dat", [int(v) for v in rows[:, inside].reshape(-1)], out.bits)
-        params: dict[str, int | str] = {"PE": fold.pe, "CF": folds, "IB": x.bits, "OB": out.bits, "BY_CHANNEL": int(by_channel), "CONTENT": stem}
-        return net.add("dp_table", params, [source], fold.pe, out.bits, out.signed, out.pixels * folds, cycles=fold.cycles, tensor=layer.node.output)[0]
+        params: dict[str, int | str] = {
+            "PE": fold.pe,
+            "CF": folds,
+            "IB": x.bits,
+            "OB": out.bits,
+            "BY_CHANNEL": int(by_channel),
+            "CONTENT": stem,
+        }
+        return net.add(
+            "dp_table",
+            params,
+            [source],
+            fold.pe,
+            out.bits,
+            out.signed,
+            out.pixels * folds,
+            cycles=fold.cycles,
+            tensor=layer.node.output,
+        )[0]
 
 
 BLOCK = Table()

@@ -12,7 +12,9 @@ from hw.fpga.netlist import Netlist, Stream
 def stages(thresholds: np.ndarray) -> list[np.ndarray]:
     """Thresholds [C, N], padded at the end to 2^M - 1, as the levels of a search tree: level s holds [C, 2^s]."""
     depth = int(thresholds.shape[1]).bit_length()
-    full = np.concatenate([thresholds, np.repeat(thresholds[:, -1:], (1 << depth) - 1 - thresholds.shape[1], axis=1)], axis=1)
+    full = np.concatenate(
+        [thresholds, np.repeat(thresholds[:, -1:], (1 << depth) - 1 - thresholds.shape[1], axis=1)], axis=1
+    )
     return [full[:, (1 << (depth - 1 - s)) - 1 :: 1 << (depth - s)] for s in range(depth)]
 
 
@@ -49,7 +51,17 @@ class Thresholds:
         params: dict[str, int | str] = {
             "K": bits, "N": op.thresholds.shape[1], "C": out.channels, "PE": fold.pe, "SIGNED": int(signed), "BIAS": op.low, "OB": out.bits, "PATH": stem,
         }  # fmt: skip
-        return net.add("dp_thresholds", params, [source], fold.pe, out.bits, out.signed, out.pixels * folds, cycles=fold.cycles, tensor=layer.node.output)[0]
+        return net.add(
+            "dp_thresholds",
+            params,
+            [source],
+            fold.pe,
+            out.bits,
+            out.signed,
+            out.pixels * folds,
+            cycles=fold.cycles,
+            tensor=layer.node.output,
+        )[0]
 
 
 BLOCK = Thresholds()

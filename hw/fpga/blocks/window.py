@@ -51,4 +51,6 @@ def build(
         "ROWS": rows(window, h), "PADDING": f"{stream.width}'h{border:x}",
     }  # fmt: skip
     beats = oh * ow * repeat * window.size * folds
-    return net.add("dp_window", params, [stream], stream.par, stream.bits, stream.signed, beats, cycles=max(beats, stream.beats))[0]
+    return net.add(
+        "dp_window", params, [stream], stream.par, stream.bits, stream.signed, beats, cycles=max(beats, stream.beats)
+    )[0]

@@ -39,7 +39,9 @@ class Package:
             if not path.is_file():
                 raise PackageError(f"{name} is missing; copy the whole package to the board")
             if hashlib.sha256(path.read_bytes()).hexdigest() != want:
-                raise PackageError(f"{name} is not the file that this package was built with (sha256 differs); copy it again")
+                raise PackageError(
+                    f"{name} is not the file that this package was built with (sha256 differs); copy it again"
+                )
 
     def golden(self) -> tuple[np.ndarray, np.ndarray]:
         data = np.load(self.folder / "golden.npz")
@@ -54,8 +56,12 @@ def to_bytes(values: np.ndarray, side: dict) -> bytes:
         word = np.zeros(len(flat), np.uint64)
         for i in range(side["elements"]):
             word |= flat[:, i].astype(np.uint64) << np.uint64(i * side["bits"])
-        return np.ascontiguousarray(np.pad(word.view(np.uint8).reshape(-1, 8), ((0, 0), (0, max(0, size - 8))))[:, :size]).tobytes()
-    return b"".join(sum(int(v) << (i * side["bits"]) for i, v in enumerate(row)).to_bytes(size, "little") for row in flat)
+        return np.ascontiguousarray(
+            np.pad(word.view(np.uint8).reshape(-1, 8), ((0, 0), (0, max(0, size - 8))))[:, :size]
+        ).tobytes()
+    return b"".join(
+        sum(int(v) << (i * side["bits"]) for i, v in enumerate(row)).to_bytes(size, "little") for row in flat
+    )
 
 
 def from_bytes(data: bytes, side: dict, frames: int) -> np.ndarray:
@@ -92,7 +98,11 @@ class Accelerator:
     def dequantize(self, v: np.ndarray) -> np.ndarray:
         """Integer results to the model's float outputs."""
         s = self.sink
-        y = (v * np.array(s["scale"]) + np.array(s["offset"])).reshape(len(v), -1)[:, s["order"]].reshape(len(v), *s["float_shape"])
+        y = (
+            (v * np.array(s["scale"]) + np.array(s["offset"]))
+            .reshape(len(v), -1)[:, s["order"]]
+            .reshape(len(v), *s["float_shape"])
+        )
         for name, axis in s["after"]:
             if name in ("Softmax", "LogSoftmax"):
                 y = y - y.max(axis=axis, keepdims=True)
@@ -101,7 +111,9 @@ class Accelerator:
             elif name == "ArgMax":
                 y = y.argmax(axis=axis)
             else:
-                y = {"Sigmoid": lambda t: 1 / (1 + np.exp(-t)), "Relu": lambda t: np.maximum(t, 0), "Tanh": np.tanh}[name](y)
+                y = {"Sigmoid": lambda t: 1 / (1 + np.exp(-t)), "Relu": lambda t: np.maximum(t, 0), "Tanh": np.tanh}[
+                    name
+                ](y)
         return y
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
@@ -130,7 +142,9 @@ def connect(package: Package, port: str = "", baud: int = 1_000_000) -> Accelera
         link = SerialLink.open(port or "/dev/ttyUSB0", baud)
         design, _, _ = link.info()
         if design != package.meta["design"][:16]:
-            raise PackageError(f"the board runs another design ({design}); load this package's bitstream: openFPGALoader -b ulx3s accelerator.bit")
+            raise PackageError(
+                f"the board runs another design ({design}); load this package's bitstream: openFPGALoader -b ulx3s accelerator.bit"
+            )
         return Accelerator(package, link)
     from pynq_link import PynqLink
 

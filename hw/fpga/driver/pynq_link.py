@@ -15,7 +15,9 @@ class PynqLink:
     def __init__(self, folder: Path, meta: dict) -> None:
         bit = folder / "accelerator.bit"
         if not bit.is_file() or not bit.with_suffix(".hwh").is_file():
-            raise LinkError("accelerator.bit and accelerator.hwh are not in this package; build them with Vivado (vivado/build.tcl) and copy both here")
+            raise LinkError(
+                "accelerator.bit and accelerator.hwh are not in this package; build them with Vivado (vivado/build.tcl) and copy both here"
+            )
         try:
             from pynq import Overlay, allocate
         except ImportError:

@@ -44,7 +44,9 @@ class SerialLink:
         try:
             return cls(serial.Serial(device, baud, timeout=0.05), patience=patience)
         except serial.SerialException as error:
-            raise LinkError(f"cannot open {device}: {error}; is the board plugged in, and may you use the port?") from None
+            raise LinkError(
+                f"cannot open {device}: {error}; is the board plugged in, and may you use the port?"
+            ) from None
 
     def _packet(self, kind: int, seq: int, length: int, payload: bytes = b"") -> bytes:
         body = bytes([kind, seq, length]) + payload

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,7 +58,10 @@ class Context:
     def constant(self, name: str) -> np.ndarray:
         """A constant input. Raises CannotLower when it is computed at run time."""
         if name not in self.constants:
-            raise CannotLower("one of its parameters is computed at run time", "export with constant parameters and a fixed input shape")
+            raise CannotLower(
+                "one of its parameters is computed at run time",
+                "export with constant parameters and a fixed input shape",
+            )
         return self.constants[name]
 
     def state(self, name: str) -> State:
@@ -126,7 +130,9 @@ def _fold(context: Context, node: onnx.NodeProto) -> None:
         grid, order = context.grids[node.input[0]], attributes.get("perm")
         scale = grid.scale.transpose(order) if grid.scale.ndim == grid.integers.ndim else grid.scale
         context.grids[node.output[0]] = Grid(grid.integers.transpose(order), scale, grid.bits)
-    outs = ReferenceEvaluator(_single(node, values)).run(None, {n: v for n, v in zip(node.input, values, strict=True) if n})
+    outs = ReferenceEvaluator(_single(node, values)).run(
+        None, {n: v for n, v in zip(node.input, values, strict=True) if n}
+    )
     context.constants |= dict(zip(node.output, (np.asarray(o) for o in outs), strict=True))
 
 
@@ -138,7 +144,15 @@ def _single(node: onnx.NodeProto, values: list[np.ndarray | None]) -> onnx.Model
         if v is not None
     ]
     outs = [onnx.helper.make_empty_tensor_value_info(n) for n in node.output]
-    return onnx.helper.make_model(onnx.helper.make_graph([node], "fold", ins, outs), opset_imports=[onnx.helper.make_opsetid("", 20)])
+    return onnx.helper.make_model(
+        onnx.helper.make_graph([node], "fold", ins, outs), opset_imports=[onnx.helper.make_opsetid("", 20)]
+    )
+
+
+def module_of(node: onnx.NodeProto) -> str:
+    """The torch module of a node, without the inner parts of Brevitas' quantizers."""
+    name = node.name.rsplit("/", 1)[0] if "/" in node.name else node.name
+    return re.sub(r"(\.act)?\.act_quant.*$|\.(weight|bias)_quant.*$", "", name)
 
 
 def lower(model: onnx.ModelProto) -> Lowered:
@@ -154,7 +168,7 @@ def lower(model: onnx.ModelProto) -> Lowered:
     poisoned: set[str] = set()
     start(context, model, problems, poisoned)
     for node in model.graph.node:
-        label = node.name.rsplit("/", 1)[0] if "/" in node.name else node.name
+        label = module_of(node)
         context.label = label
         try:
             if node.op_type == "Constant":
@@ -176,7 +190,10 @@ def lower(model: onnx.ModelProto) -> Lowered:
 
 
 _REMEDIES = {
-    "ConvTranspose": ("transposed convolution has no hardware block", "use nearest upsampling followed by a convolution"),
+    "ConvTranspose": (
+        "transposed convolution has no hardware block",
+        "use nearest upsampling followed by a convolution",
+    ),
     "LSTM": ("recurrent layers have no hardware block", "profile this model on a CPU runtime instead"),
     "GRU": ("recurrent layers have no hardware block", "profile this model on a CPU runtime instead"),
     "LayerNormalization": ("layer normalization needs statistics of the data at hand", "use BatchNorm"),

@@ -51,7 +51,9 @@ def thresholds(
     return lo.T
 
 
-def _fit_line(t: np.ndarray, low: int, high: int, levels: np.ndarray, slope: np.ndarray, shift: int) -> tuple[np.ndarray, np.ndarray] | None:
+def _fit_line(
+    t: np.ndarray, low: int, high: int, levels: np.ndarray, slope: np.ndarray, shift: int
+) -> tuple[np.ndarray, np.ndarray] | None:
     """(multiplier [C], offset [C]) that put every threshold t[C, L] exactly where it is, or None."""
     inside = (t > low) & (t <= high)
     always, never = t <= low, t > high
@@ -62,9 +64,13 @@ def _fit_line(t: np.ndarray, low: int, high: int, levels: np.ndarray, slope: np.
     for delta in (0, 1, -1, 2, -2, 3, -3):
         a = (base + delta)[:, None]
         least = np.where(inside, goal - a * t, np.iinfo(np.int64).min // 4)
-        least = np.maximum(least, np.where(always, goal - a * low, np.iinfo(np.int64).min // 4)).max(1, initial=np.iinfo(np.int64).min // 4)
+        least = np.maximum(least, np.where(always, goal - a * low, np.iinfo(np.int64).min // 4)).max(
+            1, initial=np.iinfo(np.int64).min // 4
+        )
         most = np.where(inside, goal - 1 - a * (t - 1), np.iinfo(np.int64).max // 4)
-        most = np.minimum(most, np.where(never, goal - 1 - a * high, np.iinfo(np.int64).max // 4)).min(1, initial=np.iinfo(np.int64).max // 4)
+        most = np.minimum(most, np.where(never, goal - 1 - a * high, np.iinfo(np.int64).max // 4)).min(
+            1, initial=np.iinfo(np.int64).max // 4
+        )
         good = (least <= most) & ~done & (a[:, 0] >= 0)
         best_a[good] = a[good, 0]
         middle = np.where(least < -(1 << 60), most, np.where(most > 1 << 60, least, least + (most - least) // 2))
@@ -73,7 +79,9 @@ def _fit_line(t: np.ndarray, low: int, high: int, levels: np.ndarray, slope: np.
     return (best_a, best_b) if done.all() else None
 
 
-def fit_scale(t: np.ndarray, low: int, high: int, levels: np.ndarray, slope: np.ndarray, sign: np.ndarray) -> ir.Scale | None:
+def fit_scale(
+    t: np.ndarray, low: int, high: int, levels: np.ndarray, slope: np.ndarray, sign: np.ndarray
+) -> ir.Scale | None:
     """The shortest multiply-add-shift that has thresholds t[C, L] on low..high (of sign * v), or None."""
     first = int(levels[0]) - 1
     for shift in range(MOST_SHIFT):
@@ -109,7 +117,11 @@ def function(expr: Expr, tensor: ir.Tensor, quantize: Quantize, low: int, high: 
         )
     rows = 1 if same else channels
     sign = np.where(np.broadcast_to(way, (rows,)) < 0, -1, 1).astype(np.int64)
-    ends = (tensor.low, tensor.high) if (sign > 0).all() else (-max(tensor.high, -tensor.low), max(tensor.high, -tensor.low))
+    ends = (
+        (tensor.low, tensor.high)
+        if (sign > 0).all()
+        else (-max(tensor.high, -tensor.low), max(tensor.high, -tensor.low))
+    )
     levels = np.arange(low + 1, high + 1)
     t = thresholds(f, *ends, levels, sign)
     if len(levels) <= FEW_LEVELS and (sign > 0).all():
@@ -124,7 +136,9 @@ def function(expr: Expr, tensor: ir.Tensor, quantize: Quantize, low: int, high: 
     )
 
 
-def _slope(expr: Expr, quantize: Quantize, name: str, t: np.ndarray, ends: tuple[int, int], sign: np.ndarray) -> np.ndarray:
+def _slope(
+    expr: Expr, quantize: Quantize, name: str, t: np.ndarray, ends: tuple[int, int], sign: np.ndarray
+) -> np.ndarray:
     """[C]: results per unit of input in the middle of the range of levels."""
     inside = (t > ends[0]) & (t <= ends[1])
     count = inside.sum(1)
@@ -167,7 +181,9 @@ def exact_sum(expr: Expr) -> tuple[list[str], list[int], float] | None:
     return list(flat), [r if v > 0 else -r for r, v in zip(ratio, values, strict=True)], unit
 
 
-def addition(expr: Expr, tensors: dict[str, ir.Tensor], quantize: Quantize, low: int, high: int) -> tuple[list[str], ir.Add]:
+def addition(
+    expr: Expr, tensors: dict[str, ir.Tensor], quantize: Quantize, low: int, high: int
+) -> tuple[list[str], ir.Add]:
     """(leaves, operator) for a quantized sum of several tensors; proven over every combination of their values.
 
     Raises CannotLower where the combinations are too many to prove or no integers fit.
@@ -195,9 +211,18 @@ def addition(expr: Expr, tensors: dict[str, ir.Tensor], quantize: Quantize, low:
             least = np.where(bottom, -(1 << 60), (want << shift) - total).max(0)
             most = np.where(top, 1 << 60, ((want + 1) << shift) - 1 - total).min(0)
             if np.all(least <= most):
-                best = ir.Add(np.stack([np.broadcast_to(k, least.shape) for k in m]), least + (most - least) // 2, shift, low, high)
+                best = ir.Add(
+                    np.stack([np.broadcast_to(k, least.shape) for k in m]),
+                    least + (most - least) // 2,
+                    shift,
+                    low,
+                    high,
+                )
                 return names, best
-    raise CannotLower("the sum has no exact fixed-point form (its inputs' scales make rounding ties)", "give both inputs of the addition the same scale")
+    raise CannotLower(
+        "the sum has no exact fixed-point form (its inputs' scales make rounding ties)",
+        "give both inputs of the addition the same scale",
+    )
 
 
 def _partial(expr: Expr, values: dict[str, np.ndarray], quantize: Quantize) -> list[np.ndarray]:
@@ -211,5 +236,7 @@ def _partial(expr: Expr, values: dict[str, np.ndarray], quantize: Quantize) -> l
         core = core.args[0]  # type: ignore[union-attr]
     found = linear(core)
     if found is None or list(found[0]) != leaves(expr):
-        raise CannotLower("it combines tensors by something else than a sum", "quantize the inputs and the result of that operator")
+        raise CannotLower(
+            "it combines tensors by something else than a sum", "quantize the inputs and the result of that operator"
+        )
     return [np.atleast_1d(v / unit) for v in found[0].values()]

@@ -19,7 +19,9 @@ MOST_ENUMERATED = 1 << 16
 class Quantizer:
     """Floats to integers low..high on a grid of `unit`, then minus the zero point."""
 
-    def __init__(self, unit: float, low: int, high: int, zero: float, rounding: Callable[[np.ndarray], np.ndarray]) -> None:
+    def __init__(
+        self, unit: float, low: int, high: int, zero: float, rounding: Callable[[np.ndarray], np.ndarray]
+    ) -> None:
         self.unit, self.zero, self.rounding = unit, zero, rounding
         self.low, self.high = low, high
 
@@ -47,7 +49,10 @@ def summed(context: Context, expr: Expr) -> Expr:
     names, multipliers, unit = found
     key = ("sum", *names, *multipliers)
     if key not in context.made:
-        bounds = [sorted((context.graph.tensors[n].low * m, context.graph.tensors[n].high * m)) for n, m in zip(names, multipliers, strict=True)]
+        bounds = [
+            sorted((context.graph.tensors[n].low * m, context.graph.tensors[n].high * m))
+            for n, m in zip(names, multipliers, strict=True)
+        ]
         low, high = sum(b[0] for b in bounds), sum(b[1] for b in bounds)
         op = ir.Add(np.array(multipliers, np.int64)[:, None], np.zeros(1, np.int64), 0, low, high)
         context.made[key] = context.emit(op, names)
@@ -117,7 +122,10 @@ def materialize(context: Context, state: State, permutation_ok: bool = False) ->
         return state, None
     index = state.channel_index()
     if index is None:
-        raise CannotLower("the reshapes and transposes in front of it move pixels", "keep images as [N, C, H, W] and flatten only before linear layers")
+        raise CannotLower(
+            "the reshapes and transposes in front of it move pixels",
+            "keep images as [N, C, H, W] and flatten only before linear layers",
+        )
     if permutation_ok and sorted(index) == list(range(state.channels)):
         return State.of(state.pieces, state.spatial, state.rank), np.array(index)
     pieces = []
@@ -152,7 +160,9 @@ def _runs(index: list[int], bounds: list[tuple[int, int]]) -> list[tuple[tuple[i
     return runs
 
 
-def as_grid(context: Context, state: State, permutation_ok: bool = False) -> tuple[str, float, np.ndarray | None, State]:
+def as_grid(
+    context: Context, state: State, permutation_ok: bool = False
+) -> tuple[str, float, np.ndarray | None, State]:
     """(tensor, scale, channel index or None, state) of a whole state on one grid. Raises CannotLower where scales differ."""
     plain, index = materialize(context, state, permutation_ok)
     found = [on_grid(context, p.expr) for p in plain.pieces]

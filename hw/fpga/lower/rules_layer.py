@@ -22,7 +22,9 @@ def _weight(context: Context, name: str) -> Grid:
     if name in context.grids:
         return context.grids[name]
     if name in context.constants:
-        raise CannotLower("its weight is float", "quantize this layer (compress --bits; a --layer rule may have left it out)")
+        raise CannotLower(
+            "its weight is float", "quantize this layer (compress --bits; a --layer rule may have left it out)"
+        )
     raise CannotLower("its weight is computed at run time", "replace the product of two activations by a layer")
 
 
@@ -31,7 +33,10 @@ def _per_output(grid: Grid, axis: int) -> np.ndarray:
     if grid.scale.size == 1:
         return grid.scale.reshape(())
     if grid.scale.ndim != grid.integers.ndim or grid.scale.shape[axis] != grid.scale.size:
-        raise CannotLower("its weight scale is neither one number nor one per output channel", "use per-channel or per-tensor weight scales")
+        raise CannotLower(
+            "its weight scale is neither one number nor one per output channel",
+            "use per-channel or per-tensor weight scales",
+        )
     return grid.scale.reshape(-1)
 
 
@@ -117,7 +122,10 @@ def linear_layer(context: Context, node: onnx.NodeProto, attributes: dict[str, A
     source = context.state(node.input[0]) if node.input[0] in context.states else None
     grid = _weight(context, node.input[1])
     if source is None or source.view.size != source.view.shape[-1] or attributes.get("transA"):
-        raise CannotLower("it is no product of one vector per sample with a stored matrix", "flatten to [N, features] before linear layers")
+        raise CannotLower(
+            "it is no product of one vector per sample with a stored matrix",
+            "flatten to [N, features] before linear layers",
+        )
     rows = grid.integers if attributes.get("transB") else grid.integers.T
     scale = _per_output(grid, 0 if attributes.get("transB") else 1)
     if attributes.get("alpha", 1.0) != 1.0:
@@ -165,7 +173,9 @@ def max_pool(context: Context, node: onnx.NodeProto, attributes: dict[str, Any])
     for piece in state.pieces:
         ways = [direction(piece.expr, n) for n in leaves(piece.expr)]
         if len(ways) != 1 or ways[0] is None or np.any(ways[0] < 0):
-            raise CannotLower("the function in front of it does not only rise", "put a quantizer in front of the pooling")
+            raise CannotLower(
+                "the function in front of it does not only rise", "put a quantizer in front of the pooling"
+            )
     if node.op_type == "MaxPool":
         window = window_of(attributes, state.spatial, state.rank, attributes["kernel_shape"])
         op: ir.Op = ir.Pool("max", window)
@@ -194,14 +204,20 @@ def average_pool(context: Context, node: onnx.NodeProto, attributes: dict[str, A
     keep = bool(attributes.get("keepdims", 1))
     for piece in state.pieces:
         if linear(piece.expr) is None:
-            raise CannotLower("a nonlinear function stands between the last integers and it", "put a quantizer in front of the pooling")
+            raise CannotLower(
+                "a nonlinear function stands between the last integers and it",
+                "put a quantizer in front of the pooling",
+            )
     if node.op_type == "AveragePool":
         window = window_of(attributes, state.spatial, state.rank, attributes["kernel_shape"])
         padded = any(window.pads)
         if padded and (not attributes.get("count_include_pad") or attributes.get("ceil_mode")):
             raise CannotLower("its divisor changes at the border", "use count_include_pad=True, or no padding")
         if padded and any(np.any(linear(p.expr)[1]) for p in state.pieces):  # type: ignore[index]
-            raise CannotLower("padding and an unquantized bias in front of it do not commute", "put a quantizer in front of the pooling")
+            raise CannotLower(
+                "padding and an unquantized bias in front of it do not commute",
+                "put a quantizer in front of the pooling",
+            )
         made = _replace_leaves(context, state, ir.Pool("sum", window), window.output(*state.spatial), window.size)
     else:
         _check_all_pixels(context, node, attributes, state)
@@ -215,19 +231,32 @@ def average_pool(context: Context, node: onnx.NodeProto, attributes: dict[str, A
 def resize(context: Context, node: onnx.NodeProto, attributes: dict[str, Any]) -> None:
     """Nearest neighbour by an integer factor."""
     state, _ = materialize(context, context.state(node.input[0]))
-    how = (attributes.get("mode", "nearest"), attributes.get("coordinate_transformation_mode", "half_pixel"), attributes.get("nearest_mode", "round_prefer_floor"))
-    allowed = how[1:] in (("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"), ("half_pixel", "round_prefer_ceil"), ("pytorch_half_pixel", "round_prefer_floor"))
+    how = (
+        attributes.get("mode", "nearest"),
+        attributes.get("coordinate_transformation_mode", "half_pixel"),
+        attributes.get("nearest_mode", "round_prefer_floor"),
+    )
+    allowed = how[1:] in (
+        ("asymmetric", "floor"),
+        ("half_pixel", "round_prefer_floor"),
+        ("half_pixel", "round_prefer_ceil"),
+        ("pytorch_half_pixel", "round_prefer_floor"),
+    )
     if node.op_type == "Upsample":
         allowed = True
     rest = [context.constant(n) for n in node.input[1:] if n]
     rest = [r for r in rest if r.size == state.rank]
     if how[0] != "nearest" or not allowed or not rest:
-        raise CannotLower(f"its interpolation ({', '.join(how)}) has no hardware block", "use nearest upsampling by an integer factor")
+        raise CannotLower(
+            f"its interpolation ({', '.join(how)}) has no hardware block", "use nearest upsampling by an integer factor"
+        )
     sizes = state.view.shape
     factors = [float(v) if rest[-1].dtype.kind == "f" else v / s for v, s in zip(rest[-1], sizes, strict=True)]
     whole = [round(f) for f in factors]
     if any(abs(f - w) > 1e-6 or w < 1 for f, w in zip(factors, whole, strict=True)) or whole[0] != 1 or whole[1] != 1:
-        raise CannotLower("its factor is no integer over height and width", "use nearest upsampling by an integer factor")
+        raise CannotLower(
+            "its factor is no integer over height and width", "use nearest upsampling by an integer factor"
+        )
     factor = (1, whole[2]) if state.rank == 3 else (whole[2], whole[3])
     spatial = (state.spatial[0] * factor[0], state.spatial[1] * factor[1])
     context.states[node.output[0]] = _replace_leaves(context, state, ir.Upsample(factor), spatial)
@@ -240,7 +269,13 @@ def pad(context: Context, node: onnx.NodeProto, attributes: dict[str, Any]) -> N
     amounts = [int(v) for v in (context.constant(node.input[1]) if len(node.input) > 1 else attributes["pads"])]
     value = float(context.constant(node.input[2]).reshape(())) if len(node.input) > 2 and node.input[2] else 0.0
     half = len(amounts) // 2
-    if attributes.get("mode", "constant") != "constant" or value != 0 or half != 4 or any(amounts[i] for i in (0, 1, 4, 5)) or min(amounts) < 0:
+    if (
+        attributes.get("mode", "constant") != "constant"
+        or value != 0
+        or half != 4
+        or any(amounts[i] for i in (0, 1, 4, 5))
+        or min(amounts) < 0
+    ):
         raise CannotLower("it pads with something else than zeros around an image", "use zero padding")
     tensor, unit, _, state = as_grid(context, source)
     window = ir.Window(pads=(amounts[2], amounts[3], amounts[6], amounts[7]))
@@ -271,7 +306,9 @@ def quant(context: Context, node: onnx.NodeProto, attributes: dict[str, Any]) ->
     context.states[node.output[0]] = made
 
 
-def _quantize(context: Context, expr: Expr, channels: int, quantize: Quantizer, bounds: tuple[int, int], state: State, source: str) -> str:
+def _quantize(
+    context: Context, expr: Expr, channels: int, quantize: Quantizer, bounds: tuple[int, int], state: State, source: str
+) -> str:
     expr = summed(context, expr)
     names = leaves(expr)
     if not names:
@@ -283,7 +320,13 @@ def _quantize(context: Context, expr: Expr, channels: int, quantize: Quantizer, 
         return context.emit(op, ordered)
     tensor = context.graph.tensors[names[0]]
     found = linear(expr)
-    if found is not None and not np.any(found[1]) and np.all(found[0][names[0]] == quantize.unit) and tensor.low >= bounds[0] and tensor.high <= bounds[1]:
+    if (
+        found is not None
+        and not np.any(found[1])
+        and np.all(found[0][names[0]] == quantize.unit)
+        and tensor.low >= bounds[0]
+        and tensor.high <= bounds[1]
+    ):
         return names[0]
     expr, name = _rising(context, expr, names[0])
     return context.emit(fit.function(expr, context.graph.tensors[name], quantize, *bounds), [name], "requant")
@@ -302,10 +345,15 @@ def _rising(context: Context, expr: Expr, name: str) -> tuple[Expr, str]:
     return substitute(expr, {name: times(new, sign)}), new
 
 
-def _input(context: Context, expr: Expr, channels: int, quantize: Quantizer, bounds: tuple[int, int], state: State) -> str:
+def _input(
+    context: Context, expr: Expr, channels: int, quantize: Quantizer, bounds: tuple[int, int], state: State
+) -> str:
     found = linear(expr)
     if found is None or len(found[0]) != 1 or quantize.zero or quantize.rounding is not np.rint:
-        raise CannotLower("what stands between the model's input and its first quantizer is more than a scale and an offset", "quantize the input first")
+        raise CannotLower(
+            "what stands between the model's input and its first quantizer is more than a scale and an offset",
+            "quantize the input first",
+        )
     (leaf, scale), offset = next(iter(found[0].items())), found[1]
     key = ("input", leaf, quantize.unit, *bounds, *np.atleast_1d(scale).tolist(), *np.atleast_1d(offset).tolist())
     if key not in context.made:
@@ -313,7 +361,14 @@ def _input(context: Context, expr: Expr, channels: int, quantize: Quantizer, bou
         context.graph.tensors[name] = ir.Tensor((*state.spatial, channels), *bounds)
         shape = tuple(int(n) for n in state.view.shape)
         context.graph.inputs.append(
-            ir.Input(name, leaf[len(FLOAT):], quantize.unit, shape, np.broadcast_to(scale, channels).copy(), np.broadcast_to(offset, channels).copy())
+            ir.Input(
+                name,
+                leaf[len(FLOAT) :],
+                quantize.unit,
+                shape,
+                np.broadcast_to(scale, channels).copy(),
+                np.broadcast_to(offset, channels).copy(),
+            )
         )
         context.made[key] = name
     return context.made[key]

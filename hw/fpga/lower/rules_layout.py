@@ -28,7 +28,9 @@ def reorder(context: Context, node: onnx.NodeProto, attributes: dict[str, Any]) 
     if axes is None and len(node.input) > 1 and node.input[1]:
         axes = context.constant(node.input[1]).reshape(-1).tolist()
     if node.op_type == "Reshape":
-        target = [view.shape[i] if n == 0 and not attributes.get("allowzero") else int(n) for i, n in enumerate(axes or [])]
+        target = [
+            view.shape[i] if n == 0 and not attributes.get("allowzero") else int(n) for i, n in enumerate(axes or [])
+        ]
         new = view.reshape(target)
     elif node.op_type == "Flatten":
         axis = int(attributes.get("axis", 1))
@@ -52,7 +54,9 @@ def slice_(context: Context, node: onnx.NodeProto, attributes: dict[str, Any]) -
     view = state.view
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         chosen = [slice(None)] * view.ndim
-        chosen[int(axis)] = slice(int(start), None if step < 0 and end < -view.shape[int(axis)] else int(end), int(step))
+        chosen[int(axis)] = slice(
+            int(start), None if step < 0 and end < -view.shape[int(axis)] else int(end), int(step)
+        )
         view = view[tuple(chosen)]
     _set(context, node.output[0], state, view)
 
@@ -76,7 +80,12 @@ def split(context: Context, node: onnx.NodeProto, attributes: dict[str, Any]) ->
 @rule("Gather")
 def gather(context: Context, node: onnx.NodeProto, attributes: dict[str, Any]) -> None:
     state = context.state(node.input[0])
-    _set(context, node.output[0], state, np.take(state.view, context.constant(node.input[1]).astype(int), axis=int(attributes.get("axis", 0))))
+    _set(
+        context,
+        node.output[0],
+        state,
+        np.take(state.view, context.constant(node.input[1]).astype(int), axis=int(attributes.get("axis", 0))),
+    )
 
 
 @rule("Concat")

@@ -59,7 +59,9 @@ def prelu(context: Context, node: onnx.NodeProto, attributes: dict[str, Any]) ->
     if len(slopes) != 1:
         raise CannotLower("its slope differs by channel", "use one slope (LeakyReLU)")
     state = context.state(node.input[0])
-    context.states[node.output[0]] = state.with_exprs([Apply("LeakyRelu", (p.expr,), float(slopes[0])) for p in state.pieces])
+    context.states[node.output[0]] = state.with_exprs(
+        [Apply("LeakyRelu", (p.expr,), float(slopes[0])) for p in state.pieces]
+    )
 
 
 @rule("BatchNormalization")
@@ -89,7 +91,9 @@ def binary(context: Context, node: onnx.NodeProto, attributes: dict[str, Any]) -
         return
     first, second = context.state(a), context.state(b)
     if first.view.shape != second.view.shape:
-        raise CannotLower("it combines tensors of different shapes (a squeeze-and-excite gate?)", "use a network without such gates")
+        raise CannotLower(
+            "it combines tensors of different shapes (a squeeze-and-excite gate?)", "use a network without such gates"
+        )
     if first.bounds != second.bounds or not np.array_equal(first.view, second.view):
         first, second = (_aligned(context, s) for s in (first, second))
         first, second = _cut(context, first, second), _cut(context, second, first)
