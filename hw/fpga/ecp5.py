@@ -99,15 +99,16 @@ def bitstream(
         raise BoundError(
             f"the placed design reaches {achieved:.1f} MHz, not {clock:g} MHz (nextpnr-ecp5); give --clock {int(achieved // 5 * 5)}"
         )
-    bit = folder / "accelerator.bit"
+    made, bit = work / "ulx3s.bit", folder / "accelerator.bit"  # the WebAssembly programs see their own folder only
     run(
         tool("ecppack"),
-        ["--compress", "--freq", "62.0", "ulx3s.cfg", str(bit)],
+        ["--compress", "--freq", "62.0", "ulx3s.cfg", made.name],
         cwd=work,
         log=folder / "ecppack.log",
-        outputs=(bit,),
+        outputs=(made,),
         timeout=600,
     )
+    shutil.copy(made, bit)
     (folder / "report.json").write_text(
         json.dumps({"fmax_mhz": achieved, "clock_mhz": clock, "used": used}, indent=1) + "\n"
     )

@@ -6,6 +6,7 @@ Block RAM has no model that computes (Yosys' are for timing), so it is mapped to
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,17 +23,16 @@ FRAMES = 3
 MOST_CELLS = 60_000
 
 
-def _models(family: str) -> str:
-    """Verilog models of the cells, without those for timing only."""
-    import importlib.util
-
+def _share() -> Path:
     spec = importlib.util.find_spec("pyosys")
     if spec is None or spec.origin is None:
         raise UserError("Yosys is missing (package pyosys); pip install 'deploy-toolchain[fpga]'")
-    share = Path(spec.origin).parent / "share"
-    name = "xilinx/cells_sim.v" if family == "xc7" else "lattice/cells_sim_ecp5.v"
-    text = (share / name).read_text()
-    text = re.sub(r"`include \"([^\"]+)\"", lambda m: (share / "lattice" / Path(m[1]).name).read_text(), text)
+    return Path(spec.origin).parent / "share"
+
+
+def _models(family: str) -> str:
+    """Verilog models of the cells, without those for timing only."""
+    text = (_share() / ("xilinx/cells_sim.v" if family == "xc7" else "lattice/cells_sim_ecp5.v")).read_text()
     for cell in ("RAMB18E1", "RAMB36E1", "DP16KD"):
         text = re.sub(
             rf"\(\*[^)]*\*\)\s*module {cell}\b.*?endmodule|module {cell}\b.*?endmodule", "", text, flags=re.DOTALL
@@ -65,7 +65,7 @@ def verify(
         "dataflow",
         verilator.main_source(net.inputs, net.outputs),
         work,
-        extra=("-Wno-SPECIFYIGN",),
+        extra=("-Wno-SPECIFYIGN", f"-I{_share() / 'lattice'}"),
     )
     few = {k: v[:FRAMES] for k, v in values.items()}
     want = reference.execute(graph, dict(few))
