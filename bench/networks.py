@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -326,7 +327,7 @@ class MLP(Net):
     def __init__(self, rng: random.Random, sizes: list[int], wb: int, ab: int) -> None:
         super().__init__([], None, (sizes[0], 1, 1))
         self.shape = (sizes[0],)  # type: ignore[assignment]
-        for a, b in zip(sizes[:-2], sizes[1:-1], strict=True):
+        for a, b in pairwise(sizes[:-1]):
             self.body += [layer(nn.Linear(a, b), wb), nn.ReLU(), Act(ab, False, rng.uniform(0.5, 1.0))]
         self.body.append(layer(nn.Linear(sizes[-2], sizes[-1]), max(wb, 4)))
 

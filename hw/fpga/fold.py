@@ -16,7 +16,7 @@ from hw.fpga.blocks import blocks
 from hw.fpga.blocks.base import Fold, Target
 
 USABLE_LUT, USABLE_DSP, USABLE_BRAM = 0.70, 0.95, 0.90
-LUT4_PER_LUT6 = 1.7  # cells of the smaller kind for the same logic, from bench/fpga_blocks.json
+LUT4_PER_LUT6 = 1.7  # cells of the smaller kind for the same logic (the MVU at 4x8 bit: 3,379 and 2,094)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,27 @@ class Patch:
     reason: str
 
 
+_LOADS = """\t\t// Compute the count of decendents for all nodes in the reduction trees.
+\t\ttypedef int unsigned  leaf_load_t[2*N-1];
+\t\tfunction leaf_load_t init_leaf_loads();
+\t\t\tautomatic leaf_load_t  res;
+\t\t\tfor(int unsigned  i = 2*N-1; i-- > N-1;)  res[i] = 1;
+\t\t\tfor(int unsigned  i =   N-1; i-- >   0;)  res[i] = res[2*i+1] + res[2*i+2];
+\t\t\treturn  res;
+\t\tendfunction : init_leaf_loads
+"""
+_LEVELS = "\tlocalparam int unsigned  L = $clog2(N);  // Number of levels with reductions\n"
 PATCHES = (
+    Patch(
+        "mvu/add_multi.sv", _LOADS, "", "a constant function inside a generate block, which Verilator and slang refuse"
+    ),
+    Patch("mvu/add_multi.sv", _LEVELS, _LEVELS + _LOADS, "the same function, where they take it"),
+    Patch(
+        "mvu/mvu.sv",
+        "\t\t\t#100ns;\n\t\t\tDirty <= 0;",
+        "\t\t\t#100ns;\n\t\t\tDirty = 0;",
+        "read_slang refuses the delayed assignment",
+    ),
     Patch(
         "thresholding/hdl/thresholding.sv",
         "p.ptr[M-1:SN+1] < 2**stage - SCOPE_REDUCE",

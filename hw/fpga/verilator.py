@@ -258,13 +258,13 @@ def simulate(
     if "Assertion failed" in text or "%Error" in text:
         raise ToolError("an assertion of the RTL failed in simulation", tail(log))
     data = json.loads((cwd / "result.json").read_text())
-    words = []
+    results: list[list[int]] = []
     for i, width in enumerate(out_widths):
         raw, step = (cwd / f"out{i}.bin").read_bytes(), width // 8
-        words.append([int.from_bytes(raw[k : k + step], "little") for k in range(0, len(raw), step)])
+        results.append([int.from_bytes(raw[k : k + step], "little") for k in range(0, len(raw), step)])
     fifo = {}
     for line in text.splitlines():
         if line.startswith("FIFO "):
             _, path, count = line.split()
             fifo[path.split(".")[-1].removesuffix("_i")] = int(count)
-    return Run(data["cycles"], data["first_frame"], tuple(data["ends"]), words, data["stuck"], fifo)
+    return Run(data["cycles"], data["first_frame"], tuple(data["ends"]), results, data["stuck"], fifo)

@@ -99,7 +99,7 @@ def build_tcl(net: Netlist, board: Board, clock: float) -> str:
     ps: dict[str, Any] = _PS[board.ps]
     di, do = dma_bits(axis_width(net.inputs[0])), dma_bits(axis_width(net.outputs[0]))
     memory = max(32, min(board.port_bits, 1 << (max(di, do) - 1).bit_length()))
-    files = [n for n in library.sources(net)]
+    files = list(library.sources(net))
     lines = [
         f"# Builds accelerator.bit and accelerator.hwh for {board.name} ({board.part}): vivado -mode batch -source build.tcl",
         "set here [file dirname [file normalize [info script]]]",

@@ -13,9 +13,9 @@ from hw.fpga.blocks.base import Block
 @cache
 def blocks() -> dict[str, Block]:
     """Every block by the operator that it builds."""
-    found = {}
+    found: dict[str, Block] = {}
     for info in pkgutil.iter_modules(__path__):
         block = getattr(importlib.import_module(f"hw.fpga.blocks.{info.name}"), "BLOCK", None)
         if block is not None:
-            found |= {kind: block for kind in block.kinds}
+            found |= dict.fromkeys(block.kinds, block)
     return found

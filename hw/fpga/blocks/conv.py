@@ -67,7 +67,7 @@ class Conv:
                             lut + 160 + pe * (multiply + 1.2 * _acc_bits(layer)) + memory_lut(depth, pe * wb),
                             pe if dsp else 0,
                             bram + memory_bram18(depth, pe * wb),
-                        )  # fmt: skip
+                        )
                     )
             return found
         for simd in divisors(x.channels, MOST_WIDTH // x.bits):
@@ -152,7 +152,7 @@ class Conv:
 
 
 def _product_lut(wb: int, ab: int) -> float:
-    """Six-input LUTs of one product and its share of the adder tree, in logic (fitted to Yosys' counts: bench/fpga_blocks.json)."""
+    """Six-input LUTs of one product and its share of the adder tree, in logic (fitted to what Yosys counts)."""
     return 1.75 * wb * ab + wb + ab
 
 

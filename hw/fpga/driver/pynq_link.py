@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 
-class LinkError(Exception):
+class LinkError(ConnectionError):
     """The overlay cannot be loaded or the DMA does not finish."""
 
 

@@ -6,6 +6,7 @@ Copied into the board package; imports nothing of this project.
 from __future__ import annotations
 
 import time
+from typing import Any
 
 WRITE, READ, ABOUT = 1, 2, 3
 TAKEN, BUSY, DAMAGED, DATA, INFO = 0x81, 0x82, 0x83, 0x84, 0x85
@@ -22,7 +23,7 @@ def crc16(data: bytes) -> int:
     return crc
 
 
-class LinkError(Exception):
+class LinkError(ConnectionError):
     """The board does not answer, or answers nonsense."""
 
 
@@ -32,7 +33,7 @@ class SerialLink:
     tries: how often a packet is repeated. Raises LinkError when the board stays silent.
     """
 
-    def __init__(self, port: object, tries: int = 10, patience: float = 0.5) -> None:
+    def __init__(self, port: Any, tries: int = 10, patience: float = 0.5) -> None:
         self.port, self.tries, self.patience = port, tries, patience
         self.write_seq = self.read_seq = 0
         self.repeated = 0

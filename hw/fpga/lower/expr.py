@@ -141,8 +141,8 @@ def linear(expr: Expr) -> tuple[dict[str, np.ndarray], np.ndarray] | None:
     more, other = parts[1]  # type: ignore[misc]
     if expr.op in ("Add", "Sub"):
         sign = 1 if expr.op == "Add" else -1
-        names = list(dict.fromkeys([*terms, *more]))
-        return {n: terms.get(n, 0.0) + sign * more.get(n, 0.0) for n in names}, constant + sign * other
+        names, none = list(dict.fromkeys([*terms, *more])), np.array(0.0)
+        return {n: terms.get(n, none) + sign * more.get(n, none) for n in names}, constant + sign * other
     if terms and more:
         return None
     if expr.op == "Div":

@@ -133,7 +133,7 @@ def linear_layer(context: Context, node: onnx.NodeProto, attributes: dict[str, A
     base = State.of(source.pieces, source.spatial, 4)
     tensor, unit, _, _ = as_grid(context, base)
     columns = np.zeros((len(rows), base.channels * base.spatial[0] * base.spatial[1]), np.int64)
-    np.add.at(columns, (slice(None), source.stream_positions()), rows)
+    np.add.at(columns.T, source.stream_positions(), rows.T)
     if base.spatial != (1, 1):
         key = ("flatten", tensor)
         if key not in context.made:

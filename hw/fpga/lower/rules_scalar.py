@@ -107,8 +107,8 @@ def _aligned(context: Context, state: State) -> State:
 
 def _cut(context: Context, state: State, other: State) -> State:
     """The state with its pieces cut where those of the other end."""
-    from hw.fpga.lower.grids import as_grid
     from hw.fpga.lower.expr import times
+    from hw.fpga.lower.grids import as_grid
 
     if state.bounds == other.bounds:
         return state

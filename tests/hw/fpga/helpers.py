@@ -58,11 +58,15 @@ def one_node(op: ir.Op, *ins: ir.Tensor) -> ir.Graph:
     graph = ir.Graph()
     for i, t in enumerate(ins):
         graph.tensors[f"x{i}"] = t
-        graph.inputs.append(ir.Input(f"x{i}", f"x{i}", 1.0, (1, t.channels, *t.shape[:2]), np.ones(t.channels), np.zeros(t.channels)))
+        graph.inputs.append(
+            ir.Input(f"x{i}", f"x{i}", 1.0, (1, t.channels, *t.shape[:2]), np.ones(t.channels), np.zeros(t.channels))
+        )
     out = reference.result(op, list(ins))
     graph.tensors["y"] = out
     graph.nodes.append(ir.Node("y", op, tuple(f"x{i}" for i in range(len(ins))), "y", "under test"))
-    graph.outputs.append(ir.Output("y", "y", np.ones(out.channels), np.zeros(out.channels), np.arange(out.size), (out.size,)))
+    graph.outputs.append(
+        ir.Output("y", "y", np.ones(out.channels), np.zeros(out.channels), np.arange(out.size), (out.size,))
+    )
     return graph
 
 
@@ -70,7 +74,9 @@ def random_folds(graph: ir.Graph, rng: random.Random, target: Target) -> dict[st
     return {n.name: rng.choice(blocks()[n.kind].folds(layer_of(graph, n), target)) for n in graph.nodes}
 
 
-def prove(graph: ir.Graph, folds: dict[str, Fold], target: Target, work: Path, frames: int = 4, seed: int = 0) -> simulate.Measured:
+def prove(
+    graph: ir.Graph, folds: dict[str, Fold], target: Target, work: Path, frames: int = 4, seed: int = 0
+) -> simulate.Measured:
     """Size the FIFOs, simulate with and without stalls; raises BoundError when one integer differs."""
     shutil.rmtree(work, ignore_errors=True)
     depths = simulate.size_fifos(graph, folds, target, work / "size", seed) if len(graph.nodes) > 1 else {}

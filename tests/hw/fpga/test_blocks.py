@@ -17,7 +17,9 @@ from hw.fpga.blocks import blocks
 from hw.fpga.blocks.base import Fold, Target
 
 TARGETS = [Target(25, 18), Target(27, 18), Target(18, 18)]
-few = settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+few = settings(
+    max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 many = settings(few, max_examples=8)
 
 
@@ -25,7 +27,9 @@ many = settings(few, max_examples=8)
 def tensors(draw: st.DrawFn, bits: tuple[int, int] = (2, 8)) -> ir.Tensor:
     b = draw(st.integers(*bits))
     low, high = (-(1 << (b - 1)), (1 << (b - 1)) - 1) if draw(st.booleans()) else (0, (1 << b) - 1)
-    return ir.Tensor((draw(st.integers(1, 8)), draw(st.integers(1, 8)), draw(st.sampled_from([1, 2, 3, 4, 6, 8]))), low, high)
+    return ir.Tensor(
+        (draw(st.integers(1, 8)), draw(st.integers(1, 8)), draw(st.sampled_from([1, 2, 3, 4, 6, 8]))), low, high
+    )
 
 
 @st.composite
@@ -49,7 +53,11 @@ def check(op: ir.Op, ins: list[ir.Tensor], draw_seed: int, work: Path) -> None:
 def test_conv(tmp_path: Path, draw: st.DataObject, x: ir.Tensor, seed: int, wb: int, narrow: bool) -> None:
     window = draw.draw(geometry(*x.shape[:2]))
     rng = np.random.default_rng(seed)
-    weight = rng.integers(-(1 << (wb - 1)) + narrow, 1 << (wb - 1), (draw.draw(st.sampled_from([1, 2, 3, 4, 8])), *window.kernel, x.channels))
+    weight = rng.integers(
+        -(1 << (wb - 1)) + narrow,
+        1 << (wb - 1),
+        (draw.draw(st.sampled_from([1, 2, 3, 4, 8])), *window.kernel, x.channels),
+    )
     check(ir.Conv(weight, window, 1, wb), [x], seed, tmp_path / "w")
 
 
@@ -67,7 +75,9 @@ def test_depthwise(tmp_path: Path, draw: st.DataObject, x: ir.Tensor, seed: int,
 @given(st.data(), tensors(), st.integers(0, 9999), st.sampled_from(["max", "sum"]))
 def test_pool(tmp_path: Path, draw: st.DataObject, x: ir.Tensor, seed: int, kind: str) -> None:
     window = draw.draw(geometry(*x.shape[:2]))
-    if kind == "max" and any(p >= k * d for p, k, d in zip(window.pads, window.kernel * 2, window.dilation * 2, strict=True)):
+    if kind == "max" and any(
+        p >= k * d for p, k, d in zip(window.pads, window.kernel * 2, window.dilation * 2, strict=True)
+    ):
         window = ir.Window((2, 1) if x.shape[0] > 1 else (1, 1))  # a window all in the padding has no maximum
     check(ir.Pool(kind, window), [x], seed, tmp_path / "w")
 
@@ -84,7 +94,9 @@ def test_scale(tmp_path: Path, x: ir.Tensor, seed: int, bits: int, shared: bool)
     rng = np.random.default_rng(seed)
     rows = 1 if shared else x.channels
     shift = int(rng.integers(0, 12))
-    op = ir.Scale(rng.integers(-300, 300, rows), rng.integers(-5000, 5000, rows), shift, -(1 << bits) + 1, (1 << bits) - 1)
+    op = ir.Scale(
+        rng.integers(-300, 300, rows), rng.integers(-5000, 5000, rows), shift, -(1 << bits) + 1, (1 << bits) - 1
+    )
     check(op, [x], seed, tmp_path / "w")
 
 
@@ -106,7 +118,13 @@ def test_table(tmp_path: Path, x: ir.Tensor, seed: int, bits: int, shared: bool)
 
 
 @few
-@given(tensors((3, 12)), st.integers(0, 9999), st.sampled_from([1, 2, 3, 5, 7, 15, 31]), st.sampled_from([0, -4, 3]), st.booleans())
+@given(
+    tensors((3, 12)),
+    st.integers(0, 9999),
+    st.sampled_from([1, 2, 3, 5, 7, 15, 31]),
+    st.sampled_from([0, -4, 3]),
+    st.booleans(),
+)
 def test_thresholds(tmp_path: Path, x: ir.Tensor, seed: int, levels: int, low: int, shared: bool) -> None:
     rng = np.random.default_rng(seed)
     t = np.sort(rng.integers(x.low, x.high + 2, (1 if shared else x.channels, levels)), axis=1)
@@ -140,7 +158,18 @@ def test_packed_products_at_their_extremes(tmp_path: Path, wb: int, target: Targ
     """Two products in one multiplier, every weight and input at the end of its range, full and narrow weights."""
     x = ir.Tensor((2, 2, 8), 0, 255)
     low = -(1 << (wb - 1))
-    rows = np.array([[low] * 8, [-low - 1] * 8, [low, -low - 1] * 4, [-low - 1, low] * 4, [low + 1] * 8, [0] * 8, [-1] * 8, [low, 0] * 4])
+    rows = np.array(
+        [
+            [low] * 8,
+            [-low - 1] * 8,
+            [low, -low - 1] * 4,
+            [-low - 1, low] * 4,
+            [low + 1] * 8,
+            [0] * 8,
+            [-1] * 8,
+            [low, 0] * 4,
+        ]
+    )
     graph = one_node(ir.Conv(rows[:, None, None, :], ir.Window(), 1, wb), x)
     layer = layer_of(graph, graph.nodes[0])
     folds = [f for f in blocks()["Conv"].folds(layer, target) if f.dsp and f.pe in (2, 8) and f.simd in (1, 8)]
@@ -156,7 +185,9 @@ def test_every_operator_has_a_block() -> None:
 
 def test_folds_tell_the_cycles(tmp_path: Path) -> None:
     x = ir.Tensor((6, 5, 4), 0, 15)
-    graph = one_node(ir.Conv(np.random.default_rng(0).integers(-7, 8, (6, 3, 3, 4)), ir.Window((3, 3), pads=(1, 1, 1, 1)), 1, 4), x)
+    graph = one_node(
+        ir.Conv(np.random.default_rng(0).integers(-7, 8, (6, 3, 3, 4)), ir.Window((3, 3), pads=(1, 1, 1, 1)), 1, 4), x
+    )
     fold = Fold(2, 2, cycles=6 * 5 * 9 * 2 * 3)
     measured = prove(graph, {"y": fold}, TARGETS[0], tmp_path, frames=8)
     assert measured.predicted == fold.cycles

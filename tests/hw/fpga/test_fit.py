@@ -21,7 +21,9 @@ numbers = st.floats(1e-4, 2.0)
     st.lists(st.tuples(numbers, st.floats(-20, 20)), min_size=1, max_size=4), st.integers(1, 2000), st.integers(2, 8), st.booleans(),
     st.sampled_from(["Relu", "LeakyRelu", "Sigmoid", "Identity", "Clip"]), st.floats(0.01, 0.5),
 )  # fmt: skip
-def test_function_is_exact_everywhere(rows: list[tuple[float, float]], span: int, bits: int, signed: bool, op: str, unit: float) -> None:
+def test_function_is_exact_everywhere(
+    rows: list[tuple[float, float]], span: int, bits: int, signed: bool, op: str, unit: float
+) -> None:
     slopes, offsets = np.array([r[0] for r in rows]), np.array([r[1] for r in rows])
     line = Apply("Add", (times("x", slopes), Const(offsets)))
     expr: Expr = Apply(op, (line,), 0.1, 3.0)
@@ -39,7 +41,10 @@ def test_function_is_exact_everywhere(rows: list[tuple[float, float]], span: int
 def test_addition_is_exact_everywhere(a: float, b: float, unit: float, relu: bool, bits_a: int, bits_b: int) -> None:
     total = Apply("Add", (times("a", a), times("b", b)))
     expr: Expr = Apply("Relu", (total,)) if relu else total
-    tensors = {"a": ir.Tensor((1, 1, 1), 0, (1 << bits_a) - 1), "b": ir.Tensor((1, 1, 1), -(1 << (bits_b - 1)), (1 << (bits_b - 1)) - 1)}
+    tensors = {
+        "a": ir.Tensor((1, 1, 1), 0, (1 << bits_a) - 1),
+        "b": ir.Tensor((1, 1, 1), -(1 << (bits_b - 1)), (1 << (bits_b - 1)) - 1),
+    }
     low, high = (0, 15) if relu else (-8, 7)
     quantize = Quantizer(unit, low, high, 0.0, np.rint)
     try:
@@ -57,7 +62,13 @@ def test_what_rises_and_falls_is_refused() -> None:
     expr = Apply("HardSwish", (times("x", 0.001),))
     with pytest.raises(CannotLower, match="rises and falls"):
         fit.function(expr, ir.Tensor((1, 1, 4), -5000, 5000), Quantizer(0.1, -8, 7, 0.0, np.rint), -8, 7)
-    short = fit.function(Apply("HardSwish", (times("x", 0.1),)), ir.Tensor((1, 1, 4), -64, 63), Quantizer(0.1, -8, 7, 0.0, np.rint), -8, 7)
+    short = fit.function(
+        Apply("HardSwish", (times("x", 0.1),)),
+        ir.Tensor((1, 1, 4), -64, 63),
+        Quantizer(0.1, -8, 7, 0.0, np.rint),
+        -8,
+        7,
+    )
     assert isinstance(short, ir.Table)
 
 

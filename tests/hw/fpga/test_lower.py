@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from bench.networks import NAMED, Act, Net, layer, ready
 from helpers import brevitas, data, exported, graph_of, network
 from torch import nn
 
+from bench.networks import NAMED, Act, Net, layer, ready
 from hw.fpga import ir, reference
 from hw.fpga.lower import lower
 

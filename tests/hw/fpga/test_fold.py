@@ -1,0 +1,39 @@
+"""The folding search: deterministic, in seconds, within the board, and true about cycles."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from helpers import graph_of, network
+
+import boards
+from hw.fpga import fold
+
+
+def test_same_answer_and_quickly() -> None:
+    graph = graph_of(network("resnet-8")[1])
+    start = time.monotonic()
+    first = fold.search(graph, boards.get("pynq-z2"), None)
+    assert time.monotonic() - start < 10
+    assert fold.search(graph, boards.get("pynq-z2"), None) == first
+    assert first.fits
+
+
+def test_faster_costs_more() -> None:
+    graph = graph_of(network("resnet-8")[1])
+    rows = [fold.search(graph, boards.get("pynq-z2"), n) for n in (300_000, 75_000, 40_000)]
+    assert [r.interval <= n for r, n in zip(rows, (300_000, 75_000, 40_000), strict=True)] == [True] * 3
+    assert rows[0].lut < rows[1].lut < rows[2].lut
+
+
+def test_larger_part_is_no_slower() -> None:
+    graph = graph_of(network("resnet-8")[1])
+    small, large = (fold.search(graph, boards.get(n), None).interval for n in ("pynq-z2", "ultra96"))
+    assert large <= small
+
+
+@pytest.mark.parametrize("name", ["pynq-z1", "ultra96", "ulx3s-85f"])
+def test_multipliers_of_the_part(name: str) -> None:
+    target = fold.target_of(boards.get(name))
+    assert (target.wide, target.narrow) == {"pynq-z1": (25, 18), "ultra96": (27, 18), "ulx3s-85f": (18, 18)}[name]
