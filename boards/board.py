@@ -32,6 +32,7 @@ class Board:
     programmer: str = ""
     flow: str = ""
     note: str = ""
+    finn: str = ""  # FINN's name of the board
     ps: str = ""  # Vivado's block of the processor system
     package: str = ""  # nextpnr's names of the part
     size: str = ""

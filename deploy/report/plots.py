@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import re
 
-from deploy.report.sections import Bars, Scatter
+from deploy.report.sections import Bars, Flow, Scatter
 
 COLORS = ("#94a3b8", "#2563eb", "#d97706", "#059669")
 
 
-def svg(part: Bars | Scatter) -> str:
+def svg(part: Bars | Scatter | Flow) -> str:
     """The plot as an <svg> element."""
     import matplotlib
 
@@ -30,7 +30,10 @@ def svg(part: Bars | Scatter) -> str:
             "ytick.color": "#0f172a",
         }
     )
-    figure = _bars(plt, part) if isinstance(part, Bars) else _scatter(plt, part)
+    if isinstance(part, Bars):
+        figure = _bars(plt, part)
+    else:
+        figure = _scatter(plt, part) if isinstance(part, Scatter) else _flow(plt, part)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
     plt.close(figure)
@@ -71,7 +74,7 @@ def _bars(plt, part: Bars):  # type: ignore[no-untyped-def]
         )
         for y, value in zip(ys, values, strict=True):
             axis.annotate(
-                f"{value:.3g} {part.unit}",
+                f"{value:,.0f} {part.unit}" if value >= 1000 else f"{value:.3g} {part.unit}",
                 (value, y),
                 xytext=(6, 0),
                 textcoords="offset points",
@@ -112,4 +115,43 @@ def _scatter(plt, part: Scatter):  # type: ignore[no-untyped-def]
     axis.grid(True, which="major", color="#e2e8f0", lw=0.6)
     if part.lines:
         axis.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def _places(part: Flow) -> dict[str, tuple[int, float]]:
+    """(row, column) of every box: rows by the longest way from an input, columns side by side around the middle."""
+    rows: dict[str, int] = {}
+    for name, _, _ in part.boxes:
+        rows[name] = 1 + max((rows[a] for a, b in part.arrows if b == name and a in rows), default=-1)
+    places = {}
+    for row in set(rows.values()):
+        same = [n for n, r in rows.items() if r == row]
+        for i, name in enumerate(same):
+            places[name] = (row, i - (len(same) - 1) / 2)
+    return places
+
+
+def _flow(plt, part: Flow):  # type: ignore[no-untyped-def]
+    places = _places(part)
+    deep = 1 + max(r for r, _ in places.values())
+    wide = 2 * max(abs(c) for _, c in places.values()) + 1
+    turn = 14  # rows of one column of the page
+    columns = -(-deep // turn)
+    figure, axis = plt.subplots(figsize=(max(8.4, 2.9 * wide * columns), 0.62 * min(deep, turn) + 0.3))
+    at = {n: ((r // turn) * (wide + 0.25) + c, -(r % turn)) for n, (r, c) in places.items()}
+    for a, b in part.arrows:
+        if a in at:
+            (xa, ya), (xb, yb) = at[a], at[b]
+            straight = ya > yb
+            axis.annotate("", (xb, yb + 0.27), (xa, ya - 0.27), arrowprops={"arrowstyle": "-|>", "color": "#94a3b8", "lw": 0.9 if straight else 0.7,
+                          "connectionstyle": "arc3,rad=0.0" if abs(ya - yb) <= 1 and straight else "arc3,rad=0.25"})  # fmt: skip
+    for name, text, share in part.boxes:
+        x, y = at[name]
+        color = plt.get_cmap("Blues")(0.12 + 0.6 * share)
+        axis.text(x, y, text, ha="center", va="center", fontsize=7, color="#0f172a" if share < 0.75 else "#ffffff",
+                  bbox={"boxstyle": "round,pad=0.35", "facecolor": color, "edgecolor": "#64748b", "linewidth": 0.7})  # fmt: skip
+    xs = [x for x, _ in at.values()]
+    axis.set_xlim(min(xs) - 0.6, max(xs) + 0.6)
+    axis.set_ylim(-min(deep, turn) + 0.4, 0.6)
+    axis.axis("off")
     return figure

@@ -45,12 +45,22 @@ class Scatter:
 
 
 @dataclass(frozen=True)
+class Flow:
+    """A dataflow graph: boxes of (name, text, share 0..1, which colours them) and arrows (from, to) between names."""
+
+    title: str
+    boxes: tuple[tuple[str, str, float], ...]
+    arrows: tuple[tuple[str, str], ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Section:
     """One stage's part of the page. `notice` is shown first on the page; `facts` are (label, value) headline figures."""
 
     title: str
     notice: str = ""
     facts: tuple[tuple[str, str], ...] = ()
-    parts: tuple[Table | Bars | Scatter, ...] = ()
+    parts: tuple[Table | Bars | Scatter | Flow, ...] = ()
     remarks: tuple[str, ...] = ()
     data: dict[str, Any] = field(default_factory=dict)

@@ -18,9 +18,23 @@ from deploy.arch import Preprocess
 from deploy.data import Batch, load, top1
 from deploy.errors import BoundError, UserError
 from deploy.inputs import InputSpec
+from deploy.tools import Tool
 from export import onnxfile
 from export.stage import QONNX, read_record
-from hw.fpga import ecp5, finn_estimate, fold, gates, ir, library, package, reference, simulate, synthesize, zynq
+from hw.fpga import (
+    ecp5,
+    finn_estimate,
+    fold,
+    gates,
+    ir,
+    library,
+    package,
+    reference,
+    simulate,
+    synthesize,
+    verilator,
+    zynq,
+)
 from hw.fpga.assemble import assemble
 from hw.fpga.config import BuildConfig
 from hw.fpga.lower import lower
@@ -76,18 +90,31 @@ def read_source(path: Path) -> Source:
     return Source(model, specs, Preprocess(), {path.name: package.sha256(path)})
 
 
+def _check_tools(config: BuildConfig) -> None:
+    """Every tool that this build will run is there. Raises UserError for the first that is not."""
+    library.finn_rtl()
+    verilator.find().require()
+    Tool("g++", get="apt-get install g++").require()
+    if config.utilization or config.netlist:
+        synthesize.python_tool()
+    if config.flow == "finn":
+        finn_estimate.require_vendor_tools()
+
+
 def _interval(config: BuildConfig, clock: float) -> int | None:
     if config.target_fps and config.max_fps:
         raise UserError("--target-fps and --max-fps exclude each other; give one")
-    return int(clock * 1e6 / config.target_fps) if config.target_fps else None
+    return max(1, int(clock * 1e6 / config.target_fps)) if config.target_fps else None
 
 
-def _check_folding(found: fold.Folding, graph: ir.Graph, interval: int | None, board: Board, clock: float) -> None:
+def _check_folding(
+    found: fold.Folding, graph: ir.Graph, interval: int | None, board: Board, clock: float, fps: float
+) -> None:
     slowest = max(found.folds, key=lambda n: found.folds[n].cycles)
     label = next(n.label or n.name for n in graph.nodes if n.name == slowest)
     if interval is not None and found.interval > interval:
         raise BoundError(
-            f"{clock * 1e6 / interval:,.0f} frames/s cannot be reached at {clock:g} MHz: {label} takes at least {found.interval:,} cycles a frame "
+            f"{fps:,.0f} frames/s cannot be reached at {clock:g} MHz: {label} takes at least {found.interval:,} cycles a frame "
             f"({clock * 1e6 / found.interval:,.0f} frames/s); raise --clock or lower --target-fps"
         )
     budget = fold.Budget.of(board)
@@ -171,16 +198,16 @@ def run_stage(config: BuildConfig, folder: Path) -> dict[str, Any]:
     lowered = lower(source.model)
     refuse(lowered.problems, str(config.model))
     graph = lowered.graph
-    if config.flow == "finn":
-        finn_estimate.require_vendor_tools()
+    _check_tools(config)
     interval = _interval(config, clock)
     found = fold.search(graph, board, interval)
-    _check_folding(found, graph, interval, board, clock)
+    _check_folding(found, graph, interval, board, clock, config.target_fps)
     labels = {n.name: n.label or n.name for n in graph.nodes}
     remarks: list[str] = []
     status = dict.fromkeys(STATUS, False)
     with tempfile.TemporaryDirectory(prefix="deploy-build-") as scratch:
         work = Path(scratch)
+        (folder / QONNX).write_bytes(source.model.SerializeToString())
         net = design(graph, board, found.folds, config, work / "size")
         library.write(net, folder / "rtl")
         status["rtl_generated"] = True
@@ -250,7 +277,6 @@ def run_stage(config: BuildConfig, folder: Path) -> dict[str, Any]:
         "hash": hash_,
     }
     (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
-    (folder / QONNX).write_bytes(source.model.SerializeToString())
     return summary
 
 
@@ -272,6 +298,9 @@ def _bitstream(
             return None
         log.info("build: placing and routing")
         return ecp5.bitstream(net, board, clock, hash_, folder / "bitstream", work / "ecp5", config.seed)
+    if config.flow == "finn":
+        log.info("build: FINN's own flow")
+        return finn_estimate.build(folder / QONNX, board, clock, config.target_fps, folder / "finn")
     zynq.write_kit(net, board, clock, folder / "vivado")
     zynq.check_kit(folder / "vivado", net, board)
     if config.bitstream and zynq.vivado() is not None:

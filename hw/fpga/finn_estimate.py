@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from boards.board import Board
 from deploy.errors import UserError
 from deploy.tools import Tool, run
 from hw.fpga import ir
@@ -172,6 +173,42 @@ def cycles(graph: ir.Graph, folds: Mapping[str, Fold]) -> dict[str, Any]:
         rows = json.loads(out.read_text())
     flat = [c for row in rows.values() for c in row]
     return {"layers": {n: max(r, default=0) for n, r in rows.items()}, "interval": max(flat), "latency": sum(flat)}
+
+
+def build(model: Path, board: Board, clock: float, fps: float, folder: Path) -> dict[str, Any]:
+    """FINN's own build of a QONNX file to a bitstream, in a process of its own. Raises ToolError with FINN's last lines."""
+    if not board.finn:
+        raise UserError(f"FINN knows no board {board.name}; leave --flow finn out")
+    folder.mkdir(parents=True)
+    job = folder / "job.json"
+    job.write_text(
+        json.dumps(
+            {
+                "model": str(model),
+                "board": board.finn,
+                "clock_mhz": clock,
+                "target_fps": fps,
+                "output": str(folder / "finn"),
+            }
+        )
+    )
+    env = {**os.environ, "FINN_BUILD_DIR": str(folder / "work")}
+    bit = folder / "finn" / "bitfile" / "finn-accel.bit"
+    seconds = run(
+        Tool("finn-plus", path=sys.executable),
+        ["-m", "hw.fpga.finn_worker", "build", str(job)],
+        cwd=folder,
+        log=folder / "finn.log",
+        outputs=(bit,),
+        timeout=8 * 3600,
+        env=env,
+    )
+    return {
+        "file": "finn/finn/bitfile/finn-accel.bit",
+        "bytes": bit.stat().st_size,
+        "seconds": seconds,
+        "tool": "finn-plus with vivado",
+    }
 
 
 def require_vendor_tools() -> None:

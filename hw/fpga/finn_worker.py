@@ -1,4 +1,5 @@
-"""Asks FINN for the expected cycles of hardware nodes: `python -m hw.fpga.finn_worker job.json result.json`.
+"""Asks FINN for the expected cycles of hardware nodes: `python -m hw.fpga.finn_worker job.json result.json`;
+or runs FINN's own build to a Zynq bitstream: `... build job.json`.
 
 Run in a process of its own with FINN_BUILD_DIR set. The names that finn.xsi would load from Vivado are bound to a refusal.
 """
@@ -30,7 +31,26 @@ def prepare() -> None:
             setattr(finn.xsi, name, NoVivado)
 
 
+def build(job: dict[str, Any]) -> None:
+    """FINN's own flow; needs Vivado and Vitis HLS. Its exit code becomes ours."""
+    import finn.builder.build_dataflow as flow
+    import finn.builder.build_dataflow_config as settings
+
+    outputs = settings.DataflowOutputType
+    config = settings.DataflowBuildConfig(
+        output_dir=job["output"],
+        synth_clk_period_ns=1000.0 / job["clock_mhz"],
+        board=job["board"],
+        target_fps=job["target_fps"] or None,
+        shell_flow_type=settings.ShellFlowType.VIVADO_ZYNQ,
+        generate_outputs=[outputs.ESTIMATE_REPORTS, outputs.BITFILE, outputs.PYNQ_DRIVER, outputs.DEPLOYMENT_PACKAGE],
+    )
+    sys.exit(flow.build_dataflow_cfg(job["model"], config))
+
+
 def main() -> None:
+    if sys.argv[1] == "build":
+        build(json.loads(Path(sys.argv[2]).read_text()))
     prepare()
     from onnx.helper import make_node
     from qonnx.custom_op.registry import getCustomOp

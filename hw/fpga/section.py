@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import boards
-from deploy.report.sections import Bars, Scatter, Section, Table
+from deploy.report.sections import Bars, Flow, Scatter, Section, Table
 from hw.fpga.build import RECORD
 
 
@@ -35,6 +35,20 @@ def _layers(record: dict[str, Any]) -> Table:
         tuple(rows),
         note,
     )
+
+
+def _flow(record: dict[str, Any]) -> Flow:
+    top = max(r["cycles"] for r in record["rows"])
+    boxes = []
+    for r in record["rows"]:
+        cells = f", {r['cells']['lut']:,} LUT" if r["cells"] else ""
+        dsp = f", {r['cells']['dsp']} DSP" if r["cells"] and r["cells"]["dsp"] else ""
+        boxes.append(
+            (r["name"], f"{r['label']}  {r['kind']}\n{r['cycles']:,} cycles{cells}{dsp}", r["cycles"] / max(top, 1))
+        )
+    makers = {r["name"]: r["name"] for r in record["rows"]}
+    arrows = tuple((makers[t], n) for t, n in record["edges"] if t in makers)
+    return Flow("Dataflow", tuple(boxes), arrows, "darker: more cycles per frame; the darkest sets the frame rate")
 
 
 def _roofline(record: dict[str, Any]) -> Scatter:
@@ -93,7 +107,7 @@ def section(folder: Path, manifest: dict[str, Any]) -> Section:
     parts.append(
         Bars(
             "Cycles per frame",
-            tuple(r["label"] for r in rows),
+            tuple(f"{r['label']} {r['kind']}" for r in rows),
             tuple(float(r["cycles"]) for r in rows),
             "cycles",
             mark=float(m["interval"]),
@@ -112,7 +126,7 @@ def section(folder: Path, manifest: dict[str, Any]) -> Section:
                 ),
             )
         )
-    parts += [_layers(record), _roofline(record)]
+    parts += [_flow(record), _layers(record), _roofline(record)]
     facts = [
         ("frames/s", f"{record['fps']:,.0f} at {clock:g} MHz (simulated)"),
         ("latency", f"{m['first_frame'] / clock:,.1f} us"),
