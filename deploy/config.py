@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -112,6 +113,8 @@ def _convert(name: str, value: Any, kind: Any, meta: Mapping[str, Any]) -> Any:
             converted: Any = int(value)
         elif kind is float:
             converted = float(value)
+            if not math.isfinite(converted):
+                raise ValueError
         else:
             converted = str(value)
     except (TypeError, ValueError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -89,13 +90,23 @@ def run(
                 f"{tool.name} ran over {timeout:.0f} s and was stopped; its log is {log}", tail(log)
             ) from None
     if code != 0:
-        raise ToolError(f"{tool.name} failed with exit code {code}; its log is {log}", tail(log))
+        raise ToolError(f"{tool.name} failed with exit code {code}; its log is {_keep(log)}", tail(log))
     for path in outputs:
         if not path.is_file() or path.stat().st_size == 0:
             raise ToolError(f"{tool.name} ended without writing {path.name}; its log is {log}", tail(log))
         if path.stat().st_mtime_ns < started_ns - 2_000_000_000:
             raise ToolError(f"{tool.name} left an old {path.name} in place; its log is {log}", tail(log))
     return time.monotonic() - clock
+
+
+def _keep(log: Path) -> Path:
+    """A copy of a log that outlives the temporary folder it may be in."""
+    kept = Path(tempfile.gettempdir()) / f"deploy-{log.name}"
+    try:
+        shutil.copy(log, kept)
+    except OSError:
+        return log
+    return kept
 
 
 def tail(log: Path, lines: int = 20) -> str:

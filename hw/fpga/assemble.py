@@ -9,6 +9,8 @@ from hw.fpga.blocks import blocks
 from hw.fpga.blocks.base import Fold, Layer, Target
 from hw.fpga.netlist import Netlist, Stream
 
+MOST_PORT_BITS = 512
+
 
 def layer_of(graph: ir.Graph, node: ir.Node) -> Layer:
     return Layer(node, tuple(graph.tensors[t] for t in node.inputs), graph.tensors[node.output])
@@ -35,11 +37,17 @@ def assemble(
         net.layer = ""
         ready[node.output] = net.fork(out, graph.uses(node.output))
     for k, out_spec in enumerate(graph.outputs):
-        net.outputs.append(net.buffer(ready[out_spec.tensor].pop(), f"out{k}_fifo"))
+        stream = ready[out_spec.tensor].pop()
+        net.outputs.append(net.buffer(net.convert(stream, _port(stream.par, stream.bits)), f"out{k}_fifo"))
     return net
 
 
 def _input_par(graph: ir.Graph, tensor: str, folds: Mapping[str, Fold]) -> int:
     """Elements per beat of a graph input: what its first reader takes."""
     readers = graph.consumers(tensor)
-    return folds[readers[0].name].simd if readers else 1
+    return _port(folds[readers[0].name].simd if readers else 1, graph.tensors[tensor].bits)
+
+
+def _port(par: int, bits: int) -> int:
+    """Elements of a beat at the design's edge: at most what an AXI DMA stream holds."""
+    return max(d for d in range(1, par + 1) if par % d == 0 and (d == 1 or d * bits <= MOST_PORT_BITS))

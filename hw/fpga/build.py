@@ -90,6 +90,23 @@ def read_source(path: Path) -> Source:
     return Source(model, specs, Preprocess(), {path.name: package.sha256(path)})
 
 
+def _check_target(config: BuildConfig, board: Board, clock: float, graph: ir.Graph) -> None:
+    """What the board's design or the flags rule out, before any work. Raises UserError."""
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        raise UserError(
+            f"a board design has one stream in and one out; this model needs {len(graph.inputs)} and {len(graph.outputs)} "
+            "(an input that two quantizers read counts twice); join them, or quantize the input once"
+        )
+    top = max(board.clocks_mhz)
+    if not 1 <= clock <= top:
+        raise UserError(f"--clock {clock:g} is outside 1 to {top:g} MHz, the clocks of {board.name}")
+    if board.family == "ecp5":
+        ecp5.pll(board.oscillator_mhz, clock)
+        ecp5.uart_div(clock)
+    if config.netlist and board.family == "ultrascale+":
+        raise UserError(gates.NO_MODELS)
+
+
 def _check_tools(config: BuildConfig) -> None:
     """Every tool that this build will run is there. Raises UserError for the first that is not."""
     library.finn_rtl()
@@ -199,6 +216,7 @@ def run_stage(config: BuildConfig, folder: Path) -> dict[str, Any]:
     refuse(lowered.problems, str(config.model))
     graph = lowered.graph
     _check_tools(config)
+    _check_target(config, board, clock, graph)
     interval = _interval(config, clock)
     found = fold.search(graph, board, interval)
     _check_folding(found, graph, interval, board, clock, config.target_fps)

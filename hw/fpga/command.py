@@ -61,7 +61,7 @@ def describe(summary: dict[str, Any], folder: Path) -> Outcome:
         )
     lines.append("status: " + ", ".join(f"{k} {'yes' if v else 'no'}" for k, v in summary["status"].items()))
     lines += summary["remarks"]
-    return Outcome(tuple(lines), next=f"deploy report {folder.parent} -o {folder.parent / 'report'}")
+    return Outcome(tuple(lines), next=f"deploy report {folder} -o {folder.parent / 'report'}")
 
 
 def wanted(config: Any) -> bool:

@@ -41,6 +41,14 @@ def pll(oscillator: float, clock: float) -> tuple[int, int, int]:
     return best[1]
 
 
+def uart_div(clock: float) -> int:
+    """Clock cycles of a serial bit. Raises UserError where that misses the baud rate by more than 2 %."""
+    exact = clock * 1e6 / BAUD
+    if abs(round(exact) - exact) > 0.02 * exact:
+        raise UserError(f"{clock:g} MHz is no multiple of the serial link's {BAUD:,} baud; give --clock in whole MHz")
+    return round(exact)
+
+
 def lpf(board: Board, clock: float) -> str:
     """Pins and clocks in Lattice's form."""
     rows = [
@@ -64,7 +72,7 @@ def top_files(net: Netlist, hash_: str, clock: float, clocking: str) -> tuple[di
         "IN_BYTES": axis_width(net.inputs[0]) // 8,
         "OUT_BYTES": axis_width(net.outputs[0]) // 8,
         "HASH": f"64'h{hash_[:16]}",
-        "UART_DIV": round(clock * 1e6 / BAUD),
+        "UART_DIV": uart_div(clock),
     }
     return files, params
 

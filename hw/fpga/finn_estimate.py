@@ -172,7 +172,11 @@ def cycles(graph: ir.Graph, folds: Mapping[str, Fold]) -> dict[str, Any]:
         )
         rows = json.loads(out.read_text())
     flat = [c for row in rows.values() for c in row]
-    return {"layers": {n: max(r, default=0) for n, r in rows.items()}, "interval": max(flat), "latency": sum(flat)}
+    return {
+        "layers": {n: max(r, default=0) for n, r in rows.items()},
+        "interval": max(flat, default=0),
+        "latency": sum(flat),
+    }
 
 
 def build(model: Path, board: Board, clock: float, fps: float, folder: Path) -> dict[str, Any]:

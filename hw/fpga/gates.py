@@ -21,6 +21,10 @@ from hw.fpga.simulate import STALL, compare
 
 FRAMES = 3
 MOST_CELLS = 60_000
+NO_MODELS = (
+    "Yosys has no models of the UltraScale+ multipliers, so its netlists cannot be simulated; leave --netlist out, or use it with "
+    "pynq-z2 or ulx3s-85f"
+)
 
 
 def _share() -> Path:
@@ -46,9 +50,7 @@ def verify(
     """Integers compared. Raises UserError for parts without models, BoundError when one differs or the netlist is too large."""
     family = synthesize.FAMILIES[board.family]
     if family == "xcup":
-        raise UserError(
-            "Yosys has no models of the UltraScale+ multipliers, so its netlists cannot be simulated; leave --netlist out, or use it with pynq-z2 or ulx3s-85f"
-        )
+        raise UserError(NO_MODELS)
     files = library.write(net, work)
     steps = synthesize.commands([f.name for f in files], "dataflow", family, gates=True)
     synthesize.yosys(work, [*steps, "tee -q -o dataflow.stat stat -json", "write_verilog -noattr gates.v"], "gates")

@@ -125,16 +125,29 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deploy" / "synthesis"
 
 
+def _cached(path: Path) -> Cells | None:
+    """A whole entry of the cache, or None."""
+    try:
+        row = json.loads(path.read_text())
+        return Cells(**row) if set(row) == set(asdict(Cells())) else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 def synthesize_module(
     net: Netlist, files: list[Path], top: str, family: str, work: Path, key_files: dict[str, str]
 ) -> tuple[Cells, bool]:
     """Cells of one module with what it instantiates; (cells, from the cache)."""
+    rules = "".join((Path(__file__).parent / n).read_text() for n in ("synthesize.py", "yosys_worker.py"))
     key = hashlib.sha256(
-        json.dumps([yosys_version(), family, top, library.digest(key_files), commands(["x"], top, family)]).encode()
+        json.dumps(
+            [yosys_version(), family, top, library.digest(key_files), commands(["x"], top, family), rules]
+        ).encode()
     ).hexdigest()
     cached = cache_folder() / f"{key}.json"
-    if cached.is_file():
-        return Cells(**json.loads(cached.read_text())), True
+    known = _cached(cached)
+    if known is not None:
+        return known, True
     steps = [*commands([f.name for f in files], top, family), f"tee -q -o {top}.stat stat -json"]
     yosys(work, steps, top)
     cells = _stat(work / f"{top}.stat")

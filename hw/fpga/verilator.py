@@ -253,7 +253,13 @@ def simulate(
     ]
     tool = Tool("simulation", path=str(program))
     log = cwd / "simulation.log"
-    run(tool, [*args, "+verilator+rand+reset+2", f"+verilator+seed+{seed + 1}"], cwd=cwd, log=log, timeout=timeout)
+    run(
+        tool,
+        [*args, "+verilator+rand+reset+2", f"+verilator+seed+{seed % (2**31 - 2) + 1}"],
+        cwd=cwd,
+        log=log,
+        timeout=timeout,
+    )
     text = log.read_text(errors="replace")
     if "Assertion failed" in text or "%Error" in text:
         raise ToolError("an assertion of the RTL failed in simulation", tail(log))

@@ -41,6 +41,8 @@ class Package:
             self.meta = json.loads((folder / "package.json").read_text())
         except (OSError, ValueError) as error:
             raise PackageError(f"package.json cannot be read: {error}") from None
+        if not isinstance(self.meta, dict) or not isinstance(self.meta.get("files"), dict):
+            raise PackageError("package.json is not of this version; copy the whole package again")
         for name, want in self.meta["files"].items():
             path = folder / name
             if not path.is_file():

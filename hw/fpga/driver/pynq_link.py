@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
+
+MOST_BYTES = 1 << 25  # of one transfer; the DMA counts up to 2^26
+PATIENCE = 60.0  # seconds
 
 
 class LinkError(ConnectionError):
@@ -28,7 +33,17 @@ class PynqLink:
         self.meta = meta
 
     def transfer(self, data: bytes, expected: int) -> bytes:
-        """Send `data` (whole frames), return `expected` bytes."""
+        """Send `data` (whole frames), return `expected` bytes; in batches that the DMA's length register holds."""
+        frame = self.meta["input"]["beats"] * self.meta["input"]["word_bytes"]
+        result = self.meta["output"]["beats"] * self.meta["output"]["word_bytes"]
+        frames = max(1, MOST_BYTES // max(frame, result))
+        parts = []
+        for at in range(0, len(data) // frame, frames):
+            part = data[at * frame : (at + frames) * frame]
+            parts.append(self._batch(part, len(part) // frame * result))
+        return b"".join(parts)
+
+    def _batch(self, data: bytes, expected: int) -> bytes:
         import numpy as np
 
         source = self.allocate(shape=(len(data),), dtype=np.uint8)
@@ -38,10 +53,16 @@ class PynqLink:
             source.flush()
             self.dma.recvchannel.transfer(sink)
             self.dma.sendchannel.transfer(source)
-            self.dma.sendchannel.wait()
-            self.dma.recvchannel.wait()
+            for channel in (self.dma.sendchannel, self.dma.recvchannel):
+                self._finish(channel)
             sink.invalidate()
             return bytes(np.asarray(sink))
         finally:
             source.freebuffer()
             sink.freebuffer()
+
+    def _finish(self, channel: Any) -> None:
+        end = time.monotonic() + PATIENCE
+        while not channel.idle:
+            if time.monotonic() > end:
+                raise LinkError(f"the DMA did not finish within {PATIENCE:g} s; load the overlay again")

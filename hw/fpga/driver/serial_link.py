@@ -40,8 +40,10 @@ class SerialLink:
 
     @classmethod
     def open(cls, device: str, baud: int = 1_000_000, patience: float = 0.5) -> SerialLink:
-        import serial
-
+        try:
+            import serial
+        except ImportError:
+            raise LinkError("the package pyserial is missing; pip install pyserial") from None
         try:
             return cls(serial.Serial(device, baud, timeout=0.05), patience=patience)
         except serial.SerialException as error:
@@ -72,8 +74,11 @@ class SerialLink:
     def _ask(self, kind: int, seq: int, length: int, payload: bytes = b"") -> tuple[int, bytes]:
         for attempt in range(self.tries):
             self.repeated += attempt > 0
-            self.port.write(self._packet(kind, seq, length, payload))
-            found = self._answer(seq)
+            try:
+                self.port.write(self._packet(kind, seq, length, payload))
+                found = self._answer(seq)
+            except OSError as error:
+                raise LinkError(f"the serial port failed: {error}; was the board unplugged?") from None
             if found is not None and found[0] != DAMAGED:
                 return found
         raise LinkError("the board does not answer; is its design loaded, and is this its port?")

@@ -13,6 +13,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from hw.fpga import ir
+from hw.fpga.lower.expr import times
 from hw.fpga.lower.problems import CannotLower, Problem
 from hw.fpga.lower.state import State
 from hw.fpga.reference import result
@@ -87,22 +88,24 @@ def round_by(mode: str) -> Callable[[np.ndarray], np.ndarray]:
     """The rounding of a QONNX Quant node."""
     modes: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "ROUND": np.rint,
+        "HALF_EVEN": np.rint,
         "CEIL": np.ceil,
         "FLOOR": np.floor,
         "ROUND_TO_ZERO": np.trunc,
-        "DOWN": np.floor,
-        "UP": np.ceil,
-        "HALF_EVEN": np.rint,
+        "DOWN": np.trunc,
+        "UP": lambda x: np.sign(x) * np.ceil(np.abs(x)),
+        "HALF_UP": lambda x: np.sign(x) * np.floor(np.abs(x) + 0.5),
+        "HALF_DOWN": lambda x: np.sign(x) * np.ceil(np.abs(x) - 0.5),
     }
     if mode.upper() not in modes:
         raise CannotLower(f"its rounding mode {mode} is not known", "use ROUND")
     return modes[mode.upper()]
 
 
-def quant_range(attributes: dict[str, Any], bits: float) -> tuple[int, int]:
-    """Least and largest integer of a Quant node."""
-    if bits != int(bits) or not 1 <= bits <= 16:
-        raise CannotLower(f"its bit width {bits:g} is no integer from 1 to 16", "use 2 to 8 bits")
+def quant_range(attributes: dict[str, Any], bits: float, most: int = 16) -> tuple[int, int]:
+    """Least and largest integer of a Quant node of at most `most` bits."""
+    if bits != int(bits) or not 1 <= bits <= most:
+        raise CannotLower(f"its bit width {bits:g} is no integer from 1 to {most}", "use 2 to 8 bits")
     signed, narrow, n = bool(attributes.get("signed", 1)), bool(attributes.get("narrow", 0)), int(bits)
     if signed:
         return -(1 << (n - 1)) + narrow, (1 << (n - 1)) - 1
@@ -121,7 +124,9 @@ def _fold(context: Context, node: onnx.NodeProto) -> None:
     attributes = attributes_of(node)
     if node.op_type == "Quant" and node.domain in QUANT_DOMAINS:
         x, scale, zero, bits = (np.asarray(v, np.float64) for v in values)
-        low, high = quant_range(attributes, float(bits.reshape(-1)[0]))
+        low, high = quant_range(attributes, float(bits.reshape(-1)[0]), 32)
+        if np.any(zero != np.rint(zero)):
+            raise CannotLower("its zero point is no integer", "use zero point 0 for weights")
         integers = round_by(attributes.get("rounding_mode", "ROUND"))(np.clip(x / scale + zero, low, high)) - zero
         context.grids[node.output[0]] = Grid(integers.astype(np.int64), scale, int(bits.reshape(-1)[0]))
         context.constants[node.output[0]] = integers * scale
@@ -130,9 +135,22 @@ def _fold(context: Context, node: onnx.NodeProto) -> None:
         grid, order = context.grids[node.input[0]], attributes.get("perm")
         scale = grid.scale.transpose(order) if grid.scale.ndim == grid.integers.ndim else grid.scale
         context.grids[node.output[0]] = Grid(grid.integers.transpose(order), scale, grid.bits)
-    outs = ReferenceEvaluator(_single(node, values)).run(
-        None, {n: v for n, v in zip(node.input, values, strict=True) if n}
-    )
+    try:
+        outs = ReferenceEvaluator(_single(node, values)).run(
+            None, {n: v for n, v in zip(node.input, values, strict=True) if n}
+        )
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        NotImplementedError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise CannotLower(
+            f"its constant value cannot be computed ({type(error).__name__})", "export the model again"
+        ) from None
     context.constants |= dict(zip(node.output, (np.asarray(o) for o in outs), strict=True))
 
 
@@ -164,29 +182,66 @@ def lower(model: onnx.ModelProto) -> Lowered:
     from hw.fpga.lower.ends import finish, start
 
     context = Context({i.name: numpy_helper.to_array(i) for i in model.graph.initializer})
+    shapes = {
+        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in (*model.graph.value_info, *model.graph.output)
+    }
     problems: list[Problem] = []
     poisoned: set[str] = set()
     start(context, model, problems, poisoned)
     for node in model.graph.node:
-        label = module_of(node)
-        context.label = label
+        context.label = module_of(node)
+        behind = any(n in poisoned for n in node.input)
         try:
-            if node.op_type == "Constant":
-                context.constants[node.output[0]] = np.asarray(ReferenceEvaluator(_single(node, [])).run(None, {})[0])
-            elif all(not n or n in context.constants for n in node.input):
-                _fold(context, node)
-            elif node.op_type not in RULES or (node.domain not in ("", "ai.onnx", *QUANT_DOMAINS)):
-                raise CannotLower(*_unknown(node))
-            elif any(n in poisoned for n in node.input):
+            _lower_node(context, node)
+            if behind:
                 poisoned.update(node.output)
-            else:
-                RULES[node.op_type](context, node, attributes_of(node))
         except CannotLower as error:
-            problems.append(Problem(label, node.op_type, error.reason, error.remedy))
+            # behind a refusal the graph goes on with stand-ins, so that the other refusals are found too; what a stand-in's
+            # numbers would make impossible is no news
+            if not behind or node.op_type != "Quant":
+                problems.append(Problem(context.label, node.op_type, error.reason, error.remedy))
             poisoned.update(node.output)
+            for name in node.output:
+                _stand_in(context, name, shapes.get(name, []))
     finish(context, model, problems, poisoned)
+    if not problems and not any(n.kind != "Flatten" for n in context.graph.nodes):
+        problems.append(
+            Problem("", "model", "nothing in it is left for hardware to compute", "give a model with layers")
+        )
     context.graph.prune()
     return Lowered(context.graph, problems)
+
+
+def _lower_node(context: Context, node: onnx.NodeProto) -> None:
+    """Fold a constant or apply the operator's rule. Raises CannotLower."""
+    if node.op_type == "Constant":
+        context.constants[node.output[0]] = np.asarray(ReferenceEvaluator(_single(node, [])).run(None, {})[0])
+        return
+    if all(not n or n in context.constants for n in node.input):
+        _fold(context, node)
+        return
+    if node.op_type not in RULES or node.domain not in ("", "ai.onnx", *QUANT_DOMAINS):
+        raise CannotLower(*_unknown(node))
+    missing = [n for n in node.input if n and n not in context.constants and n not in context.states]
+    if missing:
+        raise CannotLower("it works on a tensor of unknown shape", "remove what is refused in front of it first")
+    states = [context.states[n] for n in node.input if n in context.states]
+    if any(s.after for s in states) and node.op_type not in ("Softmax", "LogSoftmax", "ArgMax", "Identity"):
+        raise CannotLower(
+            "it follows a function that only the host applies (Softmax)", "end the model at that function"
+        )
+    RULES[node.op_type](context, node, attributes_of(node))
+
+
+def _stand_in(context: Context, name: str, shape: list[int]) -> None:
+    """Something of the right shape in place of a tensor that could not be lowered."""
+    if len(shape) not in (2, 3, 4) or shape[0] != 1 or any(d < 1 for d in shape):
+        return
+    spatial = {2: (1, 1), 3: (1, shape[-1]), 4: (shape[-2], shape[-1])}[len(shape)]
+    tensor = f"standin{len(context.graph.tensors)}"
+    context.graph.tensors[tensor] = ir.Tensor((*spatial, shape[1]), -128, 127)
+    context.states[name] = State.plain(times(tensor, 1.0), shape[1], spatial, len(shape))
 
 
 _REMEDIES = {

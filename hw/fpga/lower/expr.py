@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import erf
 
 import numpy as np
 
@@ -40,7 +41,7 @@ Expr = Leaf | Const | Apply
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x))
+    return np.exp(-np.logaddexp(0, -x))
 
 
 _RISING: dict[str, Callable[..., np.ndarray]] = {
@@ -51,10 +52,14 @@ _RISING: dict[str, Callable[..., np.ndarray]] = {
     "HardSigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1),
     "Exp": np.exp,
     "Floor": np.floor,
+    "Softplus": lambda x: np.logaddexp(x, 0),
+    "Elu": lambda x: np.expm1(np.minimum(x, 0)) + np.maximum(x, 0),
 }
 _OTHER: dict[str, Callable[..., np.ndarray]] = {
     "HardSwish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
     "Abs": np.abs,
+    "Gelu": lambda x: x * 0.5 * (1 + np.vectorize(erf)(x / np.sqrt(2))),
+    "Mish": lambda x: x * np.tanh(np.logaddexp(x, 0)),
 }
 UNARY = {*_RISING, *_OTHER, "Neg"}
 BINARY: dict[str, Callable[..., np.ndarray]] = {

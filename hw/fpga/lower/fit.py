@@ -202,11 +202,18 @@ def addition(
     want = quantize(floats).astype(np.int64)
     slopes = _partial(expr, values, quantize)
     bottom, top = want <= low, want >= high
+    some = np.linspace(0, len(want) - 1, min(len(want), 1024)).astype(int)  # a few rows reject most candidates
     best = None
     for shift in range(31):
         base = [np.rint(s * 2.0**shift).astype(np.int64) for s in slopes]
         for deltas in product((0, 1, -1), repeat=len(names)):
             m = [b + d for b, d in zip(base, deltas, strict=True)]
+            few = sum(g[some] * k for g, k in zip(grid, m, strict=True))
+            if np.any(
+                np.where(bottom[some], -(1 << 60), (want[some] << shift) - few).max(0)
+                > np.where(top[some], 1 << 60, ((want[some] + 1) << shift) - 1 - few).min(0)
+            ):
+                continue
             total = sum(g * k for g, k in zip(grid, m, strict=True))
             least = np.where(bottom, -(1 << 60), (want << shift) - total).max(0)
             most = np.where(top, 1 << 60, ((want + 1) << shift) - 1 - total).min(0)

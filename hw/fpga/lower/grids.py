@@ -11,7 +11,7 @@ from hw.fpga.lower import fit
 from hw.fpga.lower.convert import Context
 from hw.fpga.lower.expr import Apply, Expr, Leaf, leaves, linear, substitute, times
 from hw.fpga.lower.problems import CannotLower
-from hw.fpga.lower.state import State
+from hw.fpga.lower.state import Piece, State
 
 MOST_ENUMERATED = 1 << 16
 
@@ -43,6 +43,7 @@ def summed(context: Context, expr: Expr) -> Expr:
     """The expression with every exact sum of several tensors (same grid, or grids in a small integer ratio) made one tensor."""
     if len(leaves(expr)) < 2 or not isinstance(expr, Apply):
         return expr
+    _no_floats(leaves(expr))
     found = fit.exact_sum(expr)
     if found is None:
         return Apply(expr.op, tuple(summed(context, a) for a in expr.args), expr.low, expr.high)
@@ -112,12 +113,39 @@ def _regrid(context: Context, expr: Expr, name: str) -> tuple[str, float] | None
     return context.emit(op, [name]), unit
 
 
+def as_vector(context: Context, state: State) -> State:
+    """A flattened image as a vector in stream order (its view remembers which element is which); other states as they are."""
+    if state.rank != 2 or state.spatial == (1, 1):
+        return state
+    positions = state.stream_positions()
+    pieces = state.pieces
+    if len(pieces) > 1:
+        tensor, unit, _, plain = as_grid(context, State.of(pieces, state.spatial, 4))
+        pieces = (Piece(times(tensor, unit), plain.channels),)
+    names: dict[str, Expr] = {}
+    for leaf in leaves(pieces[0].expr):
+        _no_floats([leaf])
+        key = ("flatten", leaf)
+        if key not in context.made:
+            context.made[key] = context.emit(ir.Flatten(), [leaf])
+        names[leaf] = Leaf(context.made[key])
+    size = state.channels * state.spatial[0] * state.spatial[1]
+    expr = substitute(pieces[0].expr, names, np.arange(size) % state.channels)
+    return State((Piece(expr, size),), (1, 1), positions.reshape(state.view.shape))
+
+
+def _no_floats(names: list[str]) -> None:
+    if any(n.startswith("@") for n in names):
+        raise CannotLower("it works on the model's float input", "put a quantizer on the model's input")
+
+
 def materialize(context: Context, state: State, permutation_ok: bool = False) -> tuple[State, np.ndarray | None]:
     """A state whose view is plain: pending slices and shuffles become Gather nodes on every tensor read.
 
     With `permutation_ok` a view that only reorders all channels is left to the caller, as an index (seen -> base channel).
     Raises CannotLower for views that move pixels.
     """
+    state = as_vector(context, state)
     if state.is_plain():
         return state, None
     index = state.channel_index()
@@ -137,13 +165,12 @@ def materialize(context: Context, state: State, permutation_ok: bool = False) ->
             continue
         names: dict[str, Expr] = {}
         for leaf in leaves(piece.expr):
+            _no_floats([leaf])
             key = ("gather", leaf, *local.tolist())
             if key not in context.made:
                 context.made[key] = context.emit(ir.Gather(tuple(int(i) for i in local)), [leaf])
             names[leaf] = Leaf(context.made[key])
         pieces.append((substitute(piece.expr, names, local), len(group)))
-    from hw.fpga.lower.state import Piece
-
     rank = state.rank if state.rank != 3 or state.spatial[0] == 1 else 4
     return State.of(tuple(Piece(e, c) for e, c in pieces), state.spatial, rank), None
 

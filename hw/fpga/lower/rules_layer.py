@@ -130,10 +130,11 @@ def linear_layer(context: Context, node: onnx.NodeProto, attributes: dict[str, A
     scale = _per_output(grid, 0 if attributes.get("transB") else 1)
     if attributes.get("alpha", 1.0) != 1.0:
         scale = scale * attributes["alpha"]
+    positions = source.stream_positions()
     base = State.of(source.pieces, source.spatial, 4)
     tensor, unit, _, _ = as_grid(context, base)
     columns = np.zeros((len(rows), base.channels * base.spatial[0] * base.spatial[1]), np.int64)
-    np.add.at(columns.T, source.stream_positions(), rows.T)
+    np.add.at(columns.T, positions, rows.T)
     if base.spatial != (1, 1):
         key = ("flatten", tensor)
         if key not in context.made:
@@ -170,6 +171,9 @@ def max_pool(context: Context, node: onnx.NodeProto, attributes: dict[str, Any])
     """The maximum commutes with functions that never fall."""
     state, _ = materialize(context, context.state(node.input[0]))
     state = state.with_exprs([summed(context, p.expr) for p in state.pieces])
+    state = state.with_exprs(
+        [_rising(context, p.expr, leaves(p.expr)[0])[0] if len(leaves(p.expr)) == 1 else p.expr for p in state.pieces]
+    )
     for piece in state.pieces:
         ways = [direction(piece.expr, n) for n in leaves(piece.expr)]
         if len(ways) != 1 or ways[0] is None or np.any(ways[0] < 0):
@@ -183,7 +187,15 @@ def max_pool(context: Context, node: onnx.NodeProto, attributes: dict[str, Any])
     else:
         _check_all_pixels(context, node, attributes, state)
         op, spatial = ir.GlobalPool("max"), (1, 1)
-    context.states[node.output[0]] = _replace_leaves(context, state, op, spatial)
+    made = _replace_leaves(context, state, op, spatial)
+    context.states[node.output[0]] = (
+        made if node.op_type != "ReduceMax" or attributes.get("keepdims", 1) else _drop_pixels(made)
+    )
+
+
+def _drop_pixels(state: State) -> State:
+    """[1, C, 1, 1] as [1, C]."""
+    return State(state.pieces, state.spatial, state.view.reshape(1, -1))
 
 
 def _check_all_pixels(context: Context, node: onnx.NodeProto, attributes: dict[str, Any], state: State) -> None:
@@ -222,9 +234,7 @@ def average_pool(context: Context, node: onnx.NodeProto, attributes: dict[str, A
     else:
         _check_all_pixels(context, node, attributes, state)
         made = _replace_leaves(context, state, ir.GlobalPool("sum"), (1, 1), state.spatial[0] * state.spatial[1])
-    if not keep:
-        made = State(made.pieces, made.spatial, made.view.reshape(1, -1))
-    context.states[node.output[0]] = made
+    context.states[node.output[0]] = made if keep else _drop_pixels(made)
 
 
 @rule("Resize", "Upsample")
@@ -335,7 +345,7 @@ def _quantize(
 def _rising(context: Context, expr: Expr, name: str) -> tuple[Expr, str]:
     """The same expression over an accumulator whose falling channels (negative BatchNorm slopes) have their weights negated,
     so that thresholds exist. A convolution that others read as well is built twice."""
-    producer = context.graph.producer(name)
+    producer = None if name.startswith(FLOAT) else context.graph.producer(name)
     way = direction(expr, name)
     if way is None or not np.any(way < 0) or producer is None or not isinstance(producer.op, ir.Conv):
         return expr, name
@@ -351,8 +361,8 @@ def _input(
     found = linear(expr)
     if found is None or len(found[0]) != 1 or quantize.zero or quantize.rounding is not np.rint:
         raise CannotLower(
-            "what stands between the model's input and its first quantizer is more than a scale and an offset",
-            "quantize the input first",
+            "the model's input is quantized with a zero point, with another rounding than to the nearest, or behind more than a scale and an offset",
+            "quantize the input itself, zero point 0",
         )
     (leaf, scale), offset = next(iter(found[0].items())), found[1]
     key = ("input", leaf, quantize.unit, *bounds, *np.atleast_1d(scale).tolist(), *np.atleast_1d(offset).tolist())

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from hw.fpga.lower.convert import Context, rule
-from hw.fpga.lower.grids import materialize
+from hw.fpga.lower.grids import as_vector, materialize
 from hw.fpga.lower.problems import CannotLower
 from hw.fpga.lower.state import State
 
@@ -95,9 +95,13 @@ def concat(context: Context, node: onnx.NodeProto, attributes: dict[str, Any]) -
     for name in node.input:
         if name in context.constants:
             raise CannotLower("it joins a constant", "fold the constant into the next layer")
-        part, _ = materialize(context, context.state(name))
-        parts.append(part)
+        part = as_vector(context, context.state(name))
+        parts.append(part if part.spatial == (1, 1) and part.rank == 2 else materialize(context, part)[0])
     rank = parts[0].rank
     if int(attributes.get("axis", 1)) % rank != 1 or any(p.spatial != parts[0].spatial for p in parts):
         raise CannotLower("it joins other axes than channels", "join along axis 1")
-    context.states[node.output[0]] = State.of(tuple(q for p in parts for q in p.pieces), parts[0].spatial, rank)
+    made = State.of(tuple(q for p in parts for q in p.pieces), parts[0].spatial, rank)
+    if rank == 2:  # vectors keep their order of elements
+        starts = np.cumsum([0, *(p.channels for p in parts[:-1])])
+        made = replace(made, view=np.concatenate([p.view + s for p, s in zip(parts, starts, strict=True)], axis=1))
+    context.states[node.output[0]] = made

@@ -15,9 +15,11 @@ from hw.fpga.lower.problems import CannotLower
 from hw.fpga.lower.state import State
 
 
-@rule("Relu", "Sigmoid", "Tanh", "Neg", "Abs", "HardSwish", "Exp", "Floor")
+@rule("Relu", "Sigmoid", "Tanh", "Neg", "Abs", "HardSwish", "Exp", "Floor", "Softplus", "Elu", "Gelu", "Mish")
 def unary(context: Context, node: onnx.NodeProto, attributes: dict[str, Any]) -> None:
     state = context.state(node.input[0])
+    if node.op_type == "Elu" and attributes.get("alpha", 1.0) != 1.0:
+        raise CannotLower("its alpha is not 1", "use ReLU")
     context.states[node.output[0]] = state.with_exprs([Apply(node.op_type, (p.expr,)) for p in state.pieces])
 
 
@@ -32,7 +34,14 @@ def hard_sigmoid(context: Context, node: onnx.NodeProto, attributes: dict[str, A
     context.states[node.output[0]] = state.with_exprs(made)
 
 
-@rule("Identity", "Dropout", "Cast")
+@rule("Cast")
+def cast(context: Context, node: onnx.NodeProto, attributes: dict[str, Any]) -> None:
+    if int(attributes.get("to", 1)) not in (1, 10, 11, 16):
+        raise CannotLower("it turns floats into integers by cutting them off", "use a quantizer")
+    context.states[node.output[0]] = context.state(node.input[0])
+
+
+@rule("Identity", "Dropout")
 def same(context: Context, node: onnx.NodeProto, attributes: dict[str, Any]) -> None:
     context.states[node.output[0]] = context.state(node.input[0])
 

@@ -60,15 +60,25 @@ class State:
     def with_exprs(self, exprs: list[Expr]) -> State:
         return replace(self, pieces=tuple(Piece(e, p.channels) for e, p in zip(exprs, self.pieces, strict=True)))
 
+    def _keeps_shape(self, channels: int) -> bool:
+        """Whether the view has the form of an image (or vector) of `channels` channels with the base's pixels."""
+        h, w = self.spatial
+        forms: list[tuple[int, ...]] = [(1, channels, h, w)]
+        forms += [(1, channels, w)] if h == 1 else []
+        forms += [(1, channels)] if h * w == 1 else []
+        return self.view.shape in forms
+
     def is_plain(self) -> bool:
         """Whether the view shows the base as it is."""
-        return bool(np.array_equal(self.view.ravel(), np.arange(self.channels * self.spatial[0] * self.spatial[1])))
+        return self._keeps_shape(self.channels) and bool(
+            np.array_equal(self.view.ravel(), np.arange(self.channels * self.spatial[0] * self.spatial[1]))
+        )
 
     def channel_index(self) -> list[int] | None:
         """Base channel of every channel seen, where the view keeps pixels in place; else None."""
         pixels = self.spatial[0] * self.spatial[1]
         flat = self.view.reshape(-1)
-        if flat.size % pixels or self.rank > 4:
+        if flat.size % pixels or not self._keeps_shape(flat.size // pixels):
             return None
         rows = flat.reshape(-1, pixels)
         index = rows[:, 0] // pixels

@@ -12,6 +12,7 @@ module dp_link #(
   input  logic clk, rst,
   input  logic [7:0] rx_data, input logic rx_valid,
   output logic [7:0] tx_data, output logic tx_valid, input logic tx_ready,
+  output logic restart,                  // a new session: the design starts over
   output logic [IN_BYTES*8-1:0] m_data, output logic m_valid, input logic m_ready,
   input  logic [OUT_BYTES*8-1:0] s_data, input logic s_valid, output logic s_ready
 );
@@ -78,6 +79,8 @@ module dp_link #(
   tx_t answer;
   logic [7:0] code, answer_len, sent, byte_, write_seq;
   logic write_known;
+  logic [3:0] resting;
+  assign restart = resting != 0;
   logic [15:0] answer_crc;
   always_ff @(posedge clk) byte_ <= code == INFO ? ABOUT[sent[3:0]*8 +: 8] : out[sent];
   always_comb begin
@@ -127,7 +130,8 @@ module dp_link #(
             out_seq <= seq; out_known <= 1'b1; out_len <= '0; out_want <= len; collecting <= 1'b1;
           end
         end else begin
-          code <= INFO; answer_len <= 8'd10; write_known <= 1'b0; out_known <= 1'b0;   // a new session
+          code <= INFO; answer_len <= 8'd10; write_known <= 1'b0; out_known <= 1'b0;
+          m_valid <= 1'b0; fetched <= 1'b0; left <= '0; have <= '0; held <= '0; resting <= '1;
         end
       end
       GATHER: if (!collecting || out_len == out_want || (held == 0 && !s_valid)) begin
@@ -143,7 +147,9 @@ module dp_link #(
       default: if (said) answer <= IDLE;
     endcase
     if (said && answer inside {CODE, ASEQ, ALEN, ABODY}) answer_crc <= crc16(answer_crc, tx_data);
+    if (restart) begin resting <= resting - 1'b1; held <= '0; m_valid <= 1'b0; end
     if (rst) begin
+      resting <= '0;
       m_valid <= 1'b0; fetched <= 1'b0; left <= '0; have <= '0; held <= '0; collecting <= 1'b0; out_known <= 1'b0;
       write_known <= 1'b0; answer <= IDLE; fill <= 1'b0; out_len <= '0;
     end

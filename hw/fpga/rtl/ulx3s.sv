@@ -19,13 +19,14 @@ module ulx3s #(
   dp_uart_tx #(.DIV(UART_DIV)) transmit (.clk, .rst, .data(tx), .valid(tx_valid), .ready(tx_ready), .tx(ftdi_rxd));
   logic [IN_BYTES*8-1:0] in_data;
   logic [OUT_BYTES*8-1:0] out_data;
+  logic restart;
   logic in_valid, in_ready, out_valid, out_ready;
   dp_link #(.IN_BYTES(IN_BYTES), .OUT_BYTES(OUT_BYTES), .HASH(HASH)) link (
-    .clk, .rst, .rx_data(rx), .rx_valid, .tx_data(tx), .tx_valid, .tx_ready,
+    .clk, .rst, .restart, .rx_data(rx), .rx_valid, .tx_data(tx), .tx_valid, .tx_ready,
     .m_data(in_data), .m_valid(in_valid), .m_ready(in_ready), .s_data(out_data), .s_valid(out_valid), .s_ready(out_ready)
   );
   dataflow design_i (
-    .clk, .rst_n(!rst), .s_axis_0_tdata(in_data), .s_axis_0_tvalid(in_valid), .s_axis_0_tready(in_ready),
+    .clk, .rst_n(!rst && !restart), .s_axis_0_tdata(in_data), .s_axis_0_tvalid(in_valid), .s_axis_0_tready(in_ready),
     .m_axis_0_tdata(out_data), .m_axis_0_tvalid(out_valid), .m_axis_0_tready(out_ready), .m_axis_0_tlast()
   );
   assign led = {out_valid, out_ready, in_valid, in_ready, tx_valid, rx_valid, locked, !rst};

@@ -68,7 +68,7 @@ module dp_window #(
   // ---- writer: may fill up to ROWS rows beyond the oldest row still needed
   address_t wp;
   address_t frame_row;                   // place of the frame's row 0
-  wire index_t oldest = y0 < 0 ? '0 : first0;
+  wire index_t oldest = y0 < 0 ? '0 : y0 > YW'(H) ? index_t'(H*RL) : first0;
   wire push = s_valid && s_ready;
   assign s_ready = lead < oldest + index_t'(DEPTH);
 

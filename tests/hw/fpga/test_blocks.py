@@ -198,3 +198,10 @@ def test_reference_pool_pads_with_nothing() -> None:
     x = np.full((1, 2, 2, 1), -5)
     op = ir.Pool("max", ir.Window((3, 3), pads=(1, 1, 1, 1)))
     assert (reference.apply(op, [x]) == -5).all()
+
+
+@pytest.mark.parametrize("pads", [(2, 2, 2, 2), (0, 1, 5, 0), (0, 0, 3, 3)])
+def test_windows_that_start_below_the_image(tmp_path: Path, pads: tuple[int, int, int, int]) -> None:
+    """The last windows see padding only, while rows of the next frame already come in."""
+    graph = one_node(ir.Pool("sum", ir.Window((1, 1), pads=pads)), ir.Tensor((4, 5, 2), -8, 7))
+    prove(graph, {"y": Fold(1, 1)}, TARGETS[0], tmp_path, frames=6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from helpers import brevitas, data, exported, graph_of, network
@@ -135,3 +136,79 @@ def test_bits_for() -> None:
     assert ir.bits_for(-1, 0) == (1, True)
     assert ir.bits_for(-129, 0) == (9, True)
     assert ir.bits_for(0, 0) == (1, False)
+
+
+class _Odd(nn.Module):
+    """A conv, then what `end` makes of it."""
+
+    def __init__(self, end: object) -> None:
+        super().__init__()
+        self.act, self.out = Act(8, False), Act(4, True)
+        self.conv, self.fc = layer(nn.Conv2d(2, 3, 3, padding=1), 4), layer(nn.Linear(3 * 25 * 2, 4), 4)
+        self.end = end
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.end(self, self.conv(self.act(x)))  # type: ignore[operator]
+
+
+def _odd(end: object) -> tuple[_Odd, onnx.ModelProto]:
+    torch.manual_seed(0)
+    net = _Odd(end).eval()
+    with torch.no_grad():
+        net(torch.rand(1, 2, 5, 5))
+    return net, exported(net, (2, 5, 5))
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        (lambda m, y: m.out(y.softmax(1)), "only the host applies"),
+        (lambda m, y: m.out(y.to(torch.int32).float()), "cutting them off"),
+        (lambda m, y: m.out(y.flatten(2).transpose(1, 2)), "move pixels"),
+        (lambda m, y: m.out(y) * y.mean((2, 3), keepdim=True).sigmoid(), "different shapes"),
+    ],
+)
+def test_what_would_be_wrong_is_refused(end: object, said: str) -> None:
+    _, model = _odd(end)
+    assert any(said in p.reason for p in lower(model).problems)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda m, y: m.fc(torch.cat([m.out(y).flatten(1), m.out(y).flatten(1)], 1)),
+        lambda m, y: m.out(y).amax((2, 3)),
+        lambda m, y: m.out(y + 0.5).softmax(1),
+        lambda m, y: m.out(torch.nn.functional.elu(m.out(y))),
+        lambda m, y: m.out(m.out(y)[:, [2, 0, 1]] + m.out(y)),
+    ],
+)
+def test_odd_ends_are_exact(end: object) -> None:
+    net, model = _odd(end)
+    x = torch.rand(5, 2, 5, 5, generator=torch.Generator().manual_seed(3))
+    got = reference.run(graph_of(model), [x.numpy()])[0]
+    with torch.no_grad():
+        want = net.double()(x.double()).numpy()
+    assert got.shape == want.shape and np.abs(got - want).max() <= 1e-9 * np.abs(want).max()
+
+
+def test_refusals_behind_a_refusal_are_told_too() -> None:
+    def end(m: _Odd, y: torch.Tensor) -> torch.Tensor:
+        y = m.out(y * y.mean((2, 3), keepdim=True))
+        return m.out(torch.nn.functional.layer_norm(m.out(torch.nn.functional.lp_pool2d(y, 2, 1)), (5,))[:, :2])
+
+    _, model = _odd(end)
+    assert len(lower(model).problems) >= 2
+
+
+@pytest.mark.parametrize(
+    ("mode", "want"),
+    [("ROUND", [-2, 2, 2, -1]), ("FLOOR", [-3, 1, 2, -1]), ("CEIL", [-2, 2, 3, 0]), ("UP", [-3, 2, 3, -1]), ("DOWN", [-2, 1, 2, 0]), ("HALF_UP", [-3, 2, 3, -1]), ("HALF_DOWN", [-2, 1, 2, -1])],
+)  # fmt: skip
+def test_rounding_modes_are_those_of_qonnx(mode: str, want: list[int]) -> None:
+    from qonnx.custom_op.general.quant import resolve_rounding_mode
+
+    from hw.fpga.lower.convert import round_by
+
+    x = np.array([-2.5, 1.5, 2.5, -0.6])
+    assert round_by(mode)(x).tolist() == resolve_rounding_mode(mode)(x).tolist() == want

@@ -96,14 +96,12 @@ class _Standin:
 
         class Channel:
             def __init__(self, send: bool) -> None:
-                self.send, self.buffer = send, None
+                self.send, self.buffer, self.idle = send, None, True
 
             def transfer(self, buffer: np.ndarray) -> None:
                 self.buffer = buffer
                 if self.send:
                     overlay.run()
-
-            def wait(self) -> None: ...
 
         class Overlay:
             def __init__(self, path: str) -> None:
