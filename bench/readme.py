@@ -77,7 +77,39 @@ def cost() -> str:
     )
 
 
-TABLES = {"fashion": fashion, "mobilenet": mobilenet, "speed": speed, "cost": cost}
+def fpga() -> str:
+    body = []
+    for part in ("demo", "networks", "ulx3s"):
+        if not (ROOT / "bench" / f"fpga_{part}.json").is_file():
+            continue
+        for name, r in _load(f"fpga_{part}")["rows"].items():
+            m, c = r["measured"], r["cells"]
+            label = ("Fashion-MNIST CNN " if part != "networks" else "") + name
+            bit = (
+                f"{r['bitstream']['bytes'] / 1e3:.0f} kB, {r['bitstream']['fmax_mhz']:.1f} MHz"
+                if r["bitstream"]
+                else ""
+            )
+            body.append(
+                [label, f"{r['fps']:,.0f} at {r['clock_mhz']:g} MHz", f"{m['interval']:,.0f} / {m['predicted']:,}", f"{m['integers']:,}", f"{c['lut']:,}", f"{c['ff']:,}",
+                 f"{c['dsp']:,}", f"{c['bram18']:,}", bit, f"{r['seconds']:.0f} s"]
+            )  # fmt: skip
+    head = [
+        "design",
+        "frames/s",
+        "cycles, simulated / predicted",
+        "integers equal",
+        "LUT",
+        "FF",
+        "DSP",
+        "BRAM18",
+        "bitstream, Fmax",
+        "build",
+    ]
+    return _table(head, body)
+
+
+TABLES = {"fashion": fashion, "mobilenet": mobilenet, "speed": speed, "cost": cost, "fpga": fpga}
 
 
 def main() -> None:
