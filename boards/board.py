@@ -38,6 +38,7 @@ class Board:
     size: str = ""
     speed: str = ""
     oscillator_mhz: float = 0.0
+    loader: str = ""  # openFPGALoader's name of the board
     pins: tuple[tuple[str, str, str], ...] = ()  # port, site, IO attributes
 
     @property

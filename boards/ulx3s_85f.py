@@ -18,6 +18,7 @@ BOARD = Board(
     port_bits=16,
     package="CABGA381",
     size="85k",
+    loader="ulx3s",
     speed="6",
     oscillator_mhz=25.0,
     pins=(
@@ -41,6 +42,7 @@ BOARD = Board(
         ),
         ("clocks_mhz", "25 MHz oscillator on the board; others by its PLL"),
         ("pins", "amaranth-boards 0.0.21 and litex-boards 2023.12, ulx3s, which agree on these"),
+        ("loader", "openFPGALoader --list-boards: ulx3s"),
         ("package, size, speed", "nextpnr-ecp5's names for LFE5U-85F-6BG381C"),
         ("memory, memory_gbs", "ULX3S manual: 32 MB SDRAM, 16 bit, 166 MHz grade: 2 bytes x 166 MHz"),
     ),

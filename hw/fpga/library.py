@@ -60,7 +60,7 @@ PATCHES = (
 )
 NEEDS = {"dp_thresholds": ("thresholding/hdl/thresholding.sv",)}
 USES = {
-    "dp_mvu": ("multiply", "sum", "accumulate"), "dp_vvu": ("multiply", "sum", "accumulate"), "dp_scale": ("multiply",),
+    "dp_mvu": ("multiply", "sum", "accumulate"), "dp_vvu": ("multiply", "accumulate"), "dp_scale": ("multiply",),
 }  # fmt: skip
 
 

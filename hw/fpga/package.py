@@ -49,7 +49,8 @@ def write(
     source, out = graph.inputs[0], graph.outputs[0]
     tensor = graph.tensors[source.tensor]
     meta = {
-        "format": 1, "board": board.name, "part": board.part, "clock_mhz": clock, "link": link, "design": hash_, "chain": chain,
+        "format": 1, "board": board.name, "part": board.part, "clock_mhz": clock, "link": link, "design": hash_,
+        "loader": board.loader, "chain": chain,
         "input": {**_stream(net.inputs[0], link == "pynq"), "shape": list(tensor.shape), "low": tensor.low, "high": tensor.high, "scale": source.scale,
                   "gain": source.gain.tolist(), "offset": source.offset.tolist(), "float_shape": list(source.shape[1:]), "preprocess": preprocess.to_json()},
         "output": {**_stream(net.outputs[0], link == "pynq"), "shape": list(graph.tensors[out.tensor].shape), "scale": out.scale.tolist(), "offset": out.offset.tolist(),

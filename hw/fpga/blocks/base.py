@@ -14,12 +14,10 @@ from hw.fpga.netlist import Netlist, Stream
 
 @dataclass(frozen=True)
 class Fold:
-    """How much of a layer is computed at once. pe: output channels per beat; simd: input channels per beat; taps: window
-    elements per beat (depthwise only); dsp: products in multiplier blocks, not logic. A frame takes `cycles`."""
+    """How much of a layer is computed at once. pe: output channels per beat; simd: input channels per beat; dsp: products in multiplier blocks, not logic. A frame takes `cycles`."""
 
     pe: int = 1
     simd: int = 1
-    taps: int = 1
     dsp: bool = False
     cycles: int = 0
     lut: float = 0

@@ -61,7 +61,6 @@ class Conv:
                         Fold(
                             pe,
                             pe,
-                            1,
                             dsp,
                             max(cycles, x.pixels * x.channels // pe),
                             lut + 160 + pe * (multiply + 1.2 * _acc_bits(layer)) + memory_lut(depth, pe * wb),
@@ -84,7 +83,7 @@ class Conv:
                         _sum_lut(pe, simd, wb, x.bits, packed, target) if dsp else pe * simd * _product_lut(wb, x.bits)
                     )
                     bram += memory_bram18(sf * nf, pe * simd * wb)
-                    found.append(Fold(pe, simd, 1, dsp, cycles, lut, dsps, bram))
+                    found.append(Fold(pe, simd, dsp, cycles, lut, dsps, bram))
         return found
 
     def build(self, net: Netlist, layer: Layer, fold: Fold, inputs: list[Stream], target: Target) -> Stream:
@@ -135,7 +134,7 @@ class Conv:
         words = op.weight[..., 0].reshape(cf, fold.pe, sf).transpose(0, 2, 1).reshape(cf * sf, fold.pe)
         file = net.memory(f"{net.layer}_weights.mem", pack_rows(words, wb), fold.pe * wb)
         params: dict[str, int | str] = {
-            "PE": fold.pe, "TAPS": 1, "SF": sf, "CF": cf, "WB": wb, "AB": x.bits, "ACC": out.bits,
+            "PE": fold.pe, "SF": sf, "CF": cf, "WB": wb, "AB": x.bits, "ACC": out.bits,
             "A_SIGNED": int(x.signed), "DSP": int(fold.dsp), "WEIGHTS": file,
         }  # fmt: skip
         return net.add(

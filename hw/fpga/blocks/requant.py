@@ -47,7 +47,6 @@ class Requant:
                 Fold(
                     pe,
                     pe,
-                    1,
                     dsp,
                     layer.out.pixels * folds,
                     lut,

@@ -3,9 +3,9 @@
     python accelerator.py validate [--port /dev/ttyUSB0]      golden inputs through the hardware, results compared bit for bit
     python accelerator.py throughput [--frames 1000]          frames per second, measured
     python accelerator.py run images.npy -o outputs.npy       float inputs [N, ...] to float outputs
+    python accelerator.py program                             load the bitstream with openFPGALoader (ULX3S)
 
-On PYNQ boards this loads accelerator.bit (copy accelerator.bit and .hwh here, if Vivado built them elsewhere). On the ULX3S
-load the bitstream first: openFPGALoader -b ulx3s accelerator.bit. Needs NumPy, and pynq or pyserial; nothing else.
+On PYNQ boards this loads accelerator.bit (copy accelerator.bit and .hwh here, if Vivado built them elsewhere). Needs NumPy, and pynq or pyserial; nothing else.
 Exit codes: 0 done, 2 the input or the package, 3 the board does not answer, 4 results differ.
 """
 
@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -150,7 +152,7 @@ def connect(package: Package, port: str = "", baud: int = 1_000_000) -> Accelera
         design, _, _ = link.info()
         if design != package.meta["design"][:16]:
             raise PackageError(
-                f"the board runs another design ({design}); load this package's bitstream: openFPGALoader -b ulx3s accelerator.bit"
+                f"the board runs another design ({design}); load this package's bitstream: python accelerator.py program"
             )
         return Accelerator(package, link)
     from pynq_link import PynqLink
@@ -158,9 +160,22 @@ def connect(package: Package, port: str = "", baud: int = 1_000_000) -> Accelera
     return Accelerator(package, PynqLink(package.folder, package.meta))
 
 
+def program(package: Package) -> None:
+    """Load the bitstream over USB. Raises PackageError or ConnectionError."""
+    bit, board = package.folder / "accelerator.bit", package.meta.get("loader", "")
+    if not board or not bit.is_file():
+        raise PackageError("this package has no bitstream that openFPGALoader could load")
+    tool = shutil.which("openFPGALoader")
+    if tool is None:
+        raise PackageError("openFPGALoader is not on PATH; apt-get install openfpgaloader")
+    done = subprocess.run([tool, "-b", board, str(bit)], capture_output=True, text=True, timeout=300, check=False)
+    if done.returncode:
+        raise ConnectionError("openFPGALoader failed: " + " / ".join((done.stdout + done.stderr).split("\n")[-6:]))
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="run the accelerator of this package")
-    parser.add_argument("command", choices=("validate", "throughput", "run"))
+    parser.add_argument("command", choices=("validate", "throughput", "run", "program"))
     parser.add_argument("inputs", nargs="?", help="run: .npy with float inputs [N, ...]")
     parser.add_argument("-o", "--output", default="outputs.npy")
     parser.add_argument("--frames", type=int, default=1000)
@@ -168,7 +183,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--baud", type=int, default=1_000_000)
     args = parser.parse_args(argv)
     try:
-        accelerator = connect(Package(Path(__file__).resolve().parent), args.port, args.baud)
+        package = Package(Path(__file__).resolve().parent)
+        if args.command == "program":
+            program(package)
+            print("loaded")
+            return 0
+        accelerator = connect(package, args.port, args.baud)
         if args.command == "validate":
             wrong = accelerator.validate()
             print("all results are right" if not wrong else f"{wrong} integers differ from the reference")

@@ -130,6 +130,38 @@ def test_real_bitstream(small: Path, tmp_path: Path) -> None:
     assert (out / "package" / "accelerator.bit").read_bytes() == raw
 
 
+def test_programming(small: Path, tmp_path: Path) -> None:
+    """The package's own command calls openFPGALoader with the board and the file, and tells its failures."""
+    out = tmp_path / "b"
+    assert (
+        deploy(
+            "build",
+            str(small / "mlp.onnx"),
+            "--board",
+            "ulx3s-85f",
+            "--target-fps",
+            "2000",
+            "--no-utilization",
+            "-o",
+            str(out),
+        ).code
+        == 0
+    )
+    argv = [sys.executable, str(out / "package" / "accelerator.py"), "program"]
+    bare = {**os.environ, "PATH": "/nowhere"}
+    done = subprocess.run(argv, capture_output=True, text=True, env=bare, check=False)
+    assert done.returncode == 2 and "openFPGALoader is not on PATH" in done.stderr
+    tool = tmp_path / "openFPGALoader"
+    tool.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called; test -f "$3"\n')
+    tool.chmod(0o755)
+    here = {**os.environ, "PATH": f"{tmp_path}:/bin:/usr/bin"}
+    assert subprocess.run(argv, capture_output=True, env=here, check=False).returncode == 0
+    assert (tmp_path / "called").read_text().split()[:2] == ["-b", "ulx3s"]
+    tool.write_text("#!/bin/sh\necho no board; exit 1\n")
+    done = subprocess.run(argv, capture_output=True, text=True, env=here, check=False)
+    assert done.returncode == 3 and "no board" in done.stderr
+
+
 @pytest.mark.slow
 def test_demo_bitstream(exported: Path, tmp_path: Path) -> None:
     ran = deploy(
