@@ -50,11 +50,12 @@ module dp_window #(
   // ---- where the reader stands: first row and column of the window, row and column of the beat
   logic signed [YW-1:0] y0, y;           // window's first row, this beat's row
   logic signed [XW-1:0] x0, x;
+  index_t col0, col;                     // x0 and x in beats: x * CF, kept by addition, no multiplier
   address_t row0, row;                   // their places in the buffer
   index_t first0, first;                 // their indices relative to the frame
   wire hit = y >= 0 && y < YW'(H) && x >= 0 && x < XW'(W);
   index_t lead;                          // beats of this frame (and the next) written so far
-  wire index_t need = first + index_t'(x) * index_t'(CF) + index_t'(c);
+  wire index_t need = first + col + index_t'(c);
   wire available = !hit || need < lead;
 
   wire step = m_ready || !m_valid;       // the output register can take a beat
@@ -83,7 +84,7 @@ module dp_window #(
   end
 
   // ---- reader: address, memory, output register
-  wire address_t at = row + address_t'(index_t'(x) * index_t'(CF) + index_t'(c));
+  wire address_t at = row + address_t'(col + index_t'(c));
   logic [WIDTH-1:0] q;
   logic padded;
   assign m_data = padded ? PADDING : q;
@@ -105,6 +106,7 @@ module dp_window #(
   wire next_row = new_pixel && last_ox;
   wire next_y0 = next_row && (last_oy || last_uy);
   wire signed [XW-1:0] x0_new = !next_x0 ? x0 : last_ox ? -XW'(PL) : x0 + XW'(SX);
+  wire index_t col0_new = !next_x0 ? col0 : last_ox ? -index_t'(PL*CF) : col0 + index_t'(SX*CF);
   wire signed [YW-1:0] y0_new = !next_y0 ? y0 : last_oy ? -YW'(PT) : y0 + YW'(SY);
   wire address_t frame_new = wrap(frame_row + address_t'(FRAME_SHIFT));
   wire address_t row0_new = !next_y0 ? row0 : last_oy ? wrap(frame_new + address_t'(PAD_BACK)) : wrap(row0 + address_t'(SY_STEP));
@@ -113,6 +115,7 @@ module dp_window #(
     if (rst) begin
       oy <= '0; ox <= '0; uy <= '0; ux <= '0; rep <= '0; ky <= '0; kx <= '0; c <= '0;
       x0 <= -XW'(PL); x <= -XW'(PL);
+      col0 <= -index_t'(PL*CF); col <= -index_t'(PL*CF);
       y0 <= -YW'(PT); y <= -YW'(PT);
       frame_row <= '0; row0 <= address_t'(PAD_BACK); row <= address_t'(PAD_BACK);
       first0 <= -index_t'(PT*RL); first <= -index_t'(PT*RL);
@@ -122,9 +125,12 @@ module dp_window #(
       if (next_ky) ky <= last_ky ? '0 : ky + 1'b1;
       if (end_window) begin
         rep <= last_rep ? '0 : rep + 1'b1;
-        x <= x0_new; y <= y0_new; row <= row0_new; first <= first0_new;
+        x <= x0_new; col <= col0_new; y <= y0_new; row <= row0_new; first <= first0_new;
       end else begin
-        if (next_kx) x <= last_kx ? x0 : x + XW'(DX);
+        if (next_kx) begin
+          x <= last_kx ? x0 : x + XW'(DX);
+          col <= last_kx ? col0 : col + index_t'(DX*CF);
+        end
         if (next_ky) begin
           y <= last_ky ? y0 : y + YW'(DY);
           row <= last_ky ? row0 : wrap(row + address_t'(DY_STEP));
@@ -140,7 +146,7 @@ module dp_window #(
         oy <= last_oy ? '0 : oy + 1'b1;
         if (last_oy) frame_row <= frame_new;
       end
-      x0 <= x0_new; y0 <= y0_new; row0 <= row0_new; first0 <= first0_new;
+      x0 <= x0_new; col0 <= col0_new; y0 <= y0_new; row0 <= row0_new; first0 <= first0_new;
     end
   end
 endmodule
