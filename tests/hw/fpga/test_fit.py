@@ -50,7 +50,7 @@ def test_addition_is_exact_everywhere(a: float, b: float, unit: float, relu: boo
     try:
         names, op = fit.addition(expr, tensors, quantize, low, high)
     except CannotLower:
-        return  # ties; sums on a common grid take another way (test_lower)
+        return  # ties; sums on a common grid take another way (test_lowering)
     grids = np.meshgrid(*(np.arange(tensors[n].low, tensors[n].high + 1) for n in names))
     values = {n: g.reshape(-1, 1) for n, g in zip(names, grids, strict=True)}
     want = quantize(evaluate(expr, values))
