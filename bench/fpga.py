@@ -84,7 +84,7 @@ def demo(root: Path) -> dict[str, Any]:
     rows = {}
     for name, model in _exports(root).items():
         for board in BOARDS:
-            fps = "200" if board == "ulx3s-85f" else "1000"
+            fps = {"W4A8": "200", "W8A8": "50"}[name] if board == "ulx3s-85f" else "1000"
             rows[f"{name} {board}"] = _build(
                 model,
                 root / f"{name}-{board}",
@@ -99,6 +99,7 @@ def demo(root: Path) -> dict[str, Any]:
                 "--no-bitstream",
             )
             print(name, board, json.dumps(rows[f"{name} {board}"]["cells"]), flush=True)
+            save("fpga_demo", {**stamp(), "rows": rows})
     return rows
 
 
