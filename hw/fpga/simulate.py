@@ -14,7 +14,7 @@ from deploy.errors import BoundError
 from hw.fpga import ir, library, reference, verilator, words
 from hw.fpga.assemble import assemble
 from hw.fpga.blocks.base import Fold, Target
-from hw.fpga.netlist import Netlist, Stream, axis_width
+from hw.fpga.netlist import Netlist, axis_width
 
 STALL = 0.3
 SIZING_FRAMES = 4
@@ -190,8 +190,3 @@ def _explain(
             f"{what}: it is deadlocked, data waits at {'; '.join(held[:3])}; let the FIFOs be sized by simulation (leave out --fifo-depth)"
         )
     raise BoundError(f"{what}, and a traced run shows no layer that diverges; report this model")
-
-
-def monitored(net: Netlist) -> list[Stream]:
-    """Streams that carry a whole tensor."""
-    return [s for i in net.instances for s in i.outputs if s.tensor]
