@@ -1,7 +1,7 @@
 """Quantized networks to build hardware from: random ones by seed, and the named ones of the FPGA tests and benchmarks.
 
-Weights are random but normalised, BatchNorm has random statistics (negative slopes too) and is left unfolded, quantizers take
-their scale from the data that passes first, so that every layer's output varies over its whole range.
+Weights are random but normalised, BatchNorm (negative slopes too) has the statistics of the data that passes first and is left
+unfolded, quantizers take their scale from it too, so that every layer's output varies over its whole range.
 """
 
 from __future__ import annotations
@@ -44,8 +44,6 @@ def norm(channels: int, rng: random.Random, negative: float = 0.1) -> nn.BatchNo
     for c in range(channels):
         bn.weight.data[c] = rng.uniform(0.5, 1.5) * (-1 if rng.random() < negative else 1)
         bn.bias.data[c] = rng.uniform(-0.3, 0.5)
-        bn.running_mean[c] = rng.uniform(-0.2, 0.2)  # type: ignore[index]
-        bn.running_var[c] = rng.uniform(0.3, 2.0)  # type: ignore[index]
     return bn
 
 
@@ -150,13 +148,19 @@ class Net(nn.Module):
 
 
 def ready(net: Net, seed: int = 0) -> Net:
-    """Pass data through once, so that every quantizer has a scale; the net in eval mode."""
+    """Pass data through once, so that every BatchNorm has statistics and every quantizer a scale; the net in eval mode."""
     generator = torch.Generator().manual_seed(seed + 1)
-    x = torch.rand(4, *net.shape, generator=generator)
+    x = torch.rand(8, *net.shape, generator=generator)
     net.eval()
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    for bn in norms:
+        bn.momentum = 1.0  # the running statistics are then those of this batch
+        bn.train()
     with torch.no_grad():
         net((x - 0.5) * 2 if net.input.spec.signed else x)
-    return net
+    for bn in norms:
+        bn.running_var.clamp_(min=1e-3)  # type: ignore[union-attr]
+    return net.eval()
 
 
 def random_network(seed: int, smallest: bool = False) -> Net:
@@ -252,8 +256,8 @@ def random_network(seed: int, smallest: bool = False) -> Net:
     return ready(Net(body, head, shape, rng.random() < 0.3), seed)
 
 
-def mobilenet_v1(seed: int = 0, wb: int = 4, ab: int = 4) -> Net:
-    """A small MobileNetV1: stem, then depthwise-separable blocks."""
+def mobilenet_v1(seed: int = 0, wb: int = 4, ab: int = 4, signed: bool = False) -> Net:
+    """A small MobileNetV1: stem, then depthwise-separable blocks; signed: without ReLU behind the pointwise ones (as in V2)."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
     body: list[nn.Module] = [ConvBlock(rng, 3, 8, 3, max(wb, 4), ab, stride=2)]
@@ -261,10 +265,10 @@ def mobilenet_v1(seed: int = 0, wb: int = 4, ab: int = 4) -> Net:
     for out, stride in ((16, 1), (32, 2), (32, 1), (64, 2)):
         body += [
             ConvBlock(rng, channels, channels, 3, wb, ab, groups=channels, stride=stride),
-            ConvBlock(rng, channels, out, 1, wb, ab),
+            ConvBlock(rng, channels, out, 1, wb, ab, signed=signed),
         ]
         channels = out
-    return ready(Net(body, Head(channels, 1, 10, 8, 8, False, False), (3, 32, 32)), seed)
+    return ready(Net(body, Head(channels, 1, 10, 8, 8, False, signed), (3, 32, 32)), seed)
 
 
 class ResidualStack(nn.Module):

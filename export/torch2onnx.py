@@ -80,6 +80,10 @@ def _quietly(work: Callable[[], Any]) -> Any:
 def _with_retry(
     module: nn.Module, what: str, export: Callable[[nn.Module], onnx.ModelProto]
 ) -> tuple[onnx.ModelProto, list[str]]:
+    training = [
+        m for m in module.modules() if m.training
+    ]  # a trace in training mode would change BatchNorm's statistics
+    module.eval()
     try:
         return export(module), []
     except Exception as first:  # noqa: BLE001 - exporters raise anything; both failures are reported below
@@ -93,6 +97,9 @@ def _with_retry(
                 f"torch.onnx cannot export this model as {what}: {_line(second)}; report the operator, or replace it in the model",
                 str(first)[-2000:],
             ) from second
+    finally:
+        for m in training:
+            m.training = True
 
 
 def _line(error: Exception) -> str:

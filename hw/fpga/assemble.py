@@ -45,7 +45,10 @@ def assemble(
 def _input_par(graph: ir.Graph, tensor: str, folds: Mapping[str, Fold]) -> int:
     """Elements per beat of a graph input: what its first reader takes."""
     readers = graph.consumers(tensor)
-    return _port(folds[readers[0].name].simd if readers else 1, graph.tensors[tensor].bits)
+    if not readers:
+        return 1
+    fold, op = folds[readers[0].name], readers[0].op
+    return _port(fold.pe if isinstance(op, ir.Conv) and op.depthwise else fold.simd, graph.tensors[tensor].bits)
 
 
 def _port(par: int, bits: int) -> int:

@@ -22,6 +22,9 @@ class BuildConfig:
     )
     frames: int = option(100, "frames of --eval to simulate, at least 2", low=2)
     random_frames: int = option(8, "random frames to simulate as well, over the inputs' whole range", low=2)
+    top_k: int = option(
+        0, "label select in hardware: send the numbers of the K largest channels, not the scores; 0: scores", low=0
+    )
     fifo_depth: int = option(0, "depth of every FIFO; 0: sized by simulation", low=0)
     utilization: bool = option(True, "synthesize with Yosys and check that the design fits")
     flat: bool = option(False, "also synthesize the design in one piece and compare with the sum of its layers")

@@ -29,7 +29,7 @@ def _type(t: ir.Tensor) -> str:
     return f"{'INT' if t.signed else 'UINT'}{t.bits}"
 
 
-def _window(x: ir.Tensor, window: ir.Window, simd: int, depthwise: bool) -> list[FinnNode]:
+def _window(x: ir.Tensor, window: ir.Window, simd: int, depthwise: bool, parallel: bool = False) -> list[FinnNode]:
     """Padding and sliding window in front of a product or a pooling."""
     h, w, c = x.shape
     top, left, bottom, right = window.pads
@@ -55,7 +55,7 @@ def _window(x: ir.Tensor, window: ir.Window, simd: int, depthwise: bool) -> list
                 "ConvolutionInputGenerator_rtl", RTL,
                 {"ConvKernelDim": list(window.kernel), "IFMChannels": c, "IFMDim": [h + top + bottom, w + left + right], "OFMDim": list(window.output(h, w)), "SIMD": simd,
                  "Stride": list(window.stride), "Dilation": list(window.dilation), "inputDataType": _type(x), "outputDataType": _type(x),
-                 "depthwise": int(depthwise), "parallel_window": 0},
+                 "depthwise": int(depthwise), "parallel_window": int(parallel)},
             )
         )  # fmt: skip
     return nodes
@@ -68,9 +68,9 @@ def finn_nodes(graph: ir.Graph, node: ir.Node, fold: Fold) -> list[FinnNode]:
     kinds = {"inputDataType": _type(x), "outputDataType": _type(out)}
     match op:
         case ir.Conv(depthwise=True):
-            attributes = {"PE": fold.pe, "SIMD": 1, "Dim": list(out.shape[:2]), "Channels": x.channels, "Kernel": list(op.window.kernel), "weightDataType": f"INT{op.weight_bits}",
+            attributes = {"PE": fold.pe, "SIMD": fold.simd, "Dim": list(out.shape[:2]), "Channels": x.channels, "Kernel": list(op.window.kernel), "weightDataType": f"INT{op.weight_bits}",
                           "accDataType": _type(out), "noActivation": 1, "mem_mode": "internal_decoupled", **kinds}  # fmt: skip
-            return [*_window(x, op.window, fold.simd, True), ("VVAU", GENERIC, attributes)]
+            return [*_window(x, op.window, fold.pe, True, fold.simd > 1), ("VVAU", GENERIC, attributes)]
         case ir.Conv():
             attributes = {"MW": x.channels * op.window.size, "MH": out.channels, "SIMD": fold.simd, "PE": fold.pe, "weightDataType": f"INT{op.weight_bits}", "accDataType": _type(out),
                           "noActivation": 1, "numInputVectors": vectors, "mem_mode": "internal_decoupled", **kinds}  # fmt: skip
@@ -125,6 +125,14 @@ def finn_nodes(graph: ir.Graph, node: ir.Node, fold: Fold) -> list[FinnNode]:
                         "numInputVectors": vectors,
                         "inFIFODepths": [2] * len(parts),
                     },
+                )
+            ]
+        case ir.TopK():
+            return [
+                (
+                    "LabelSelect",
+                    GENERIC,
+                    {"Labels": x.channels, "PE": fold.pe, "K": op.k, "numInputVectors": vectors, **kinds},
                 )
             ]
         case ir.Upsample():

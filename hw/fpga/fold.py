@@ -94,13 +94,13 @@ def choose(table: dict[str, list[Fold]], interval: int, budget: Budget) -> Foldi
     return Folding(folds, max(f.cycles for f in folds.values()), lut, int(dsp), bram, max(total) <= 1)
 
 
-def search(graph: ir.Graph, board: Board, interval: int | None) -> Folding:
+def search(graph: ir.Graph, board: Board, interval: int | None, budget: Budget | None = None) -> Folding:
     """Folds for at most `interval` cycles per frame, or (None) the least interval that fits the board.
 
-    The result says with `fits` whether the estimate is within the part; deterministic.
+    budget: what may be used, by default of the whole board. The result says with `fits` whether the estimate is within the part; deterministic.
     """
     target = target_of(board)
-    budget = Budget.of(board)
+    budget = budget or Budget.of(board)
     table = options(graph, target)
     reachable = max(min(f.cycles for f in rows) for rows in table.values())
     if interval is not None:

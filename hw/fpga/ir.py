@@ -160,7 +160,14 @@ class Flatten:
     """[H, W, C] to [1, 1, H * W * C] in stream order."""
 
 
-Op = Conv | Pool | GlobalPool | Thresholds | Scale | Table | Add | Concat | Gather | Upsample | Flatten
+@dataclass(frozen=True)
+class TopK:
+    """The channels of the k largest values of every pixel, largest first, of equal ones the lower channel first."""
+
+    k: int
+
+
+Op = TopK | Conv | Pool | GlobalPool | Thresholds | Scale | Table | Add | Concat | Gather | Upsample | Flatten
 
 
 @dataclass(frozen=True)
@@ -183,7 +190,7 @@ class Output:
     """What the host does with an integer result: value = v * scale[c] + offset[c], channels taken in `order`, then `shape`.
 
     scale, offset: float64 [C]. order: position in the stream of every element of the flattened float output.
-    after: names of operators that the host applies last (Softmax, Sigmoid, ArgMax), in order.
+    after: names of operators that the host applies last (Softmax, Sigmoid, ArgMax), in order. labels: channel numbers.
     """
 
     tensor: str
@@ -193,6 +200,7 @@ class Output:
     order: np.ndarray
     shape: tuple[int, ...]
     after: tuple[tuple[str, int], ...] = ()
+    labels: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,10 +59,8 @@ PATCHES = (
         "the output queue is shorter than the pipeline: data is lost under back-pressure where MW/SIMD = 1",
     ),
 )
+INSTANCE = re.compile(r"\b(dp_\w+) #\(\.")  # an instance with parameters; a module's own head has a line break there
 NEEDS = {"dp_thresholds": ("thresholding/hdl/thresholding.sv",)}
-USES = {
-    "dp_mvu": ("multiply", "sum", "accumulate"), "dp_vvu": ("multiply", "accumulate"), "dp_scale": ("multiply",),
-}  # fmt: skip
 
 
 def finn_rtl() -> Path:
@@ -99,8 +98,10 @@ def module_files(modules: list[str], root: Path | None = None) -> dict[str, str]
     for module in modules:
         for name in NEEDS.get(module, ()):
             files[Path(name).name] = patched(name, root)
-        for stem in (*USES.get(module, ()), module.removeprefix("dp_")):
-            files[f"{stem}.sv"] = (RTL / f"{stem}.sv").read_text()
+        text = (RTL / f"{module.removeprefix('dp_')}.sv").read_text()
+        used = [m for m in dict.fromkeys(INSTANCE.findall(text)) if m != module]
+        files |= module_files(used, root)
+        files[f"{module.removeprefix('dp_')}.sv"] = text
     return files
 
 

@@ -54,7 +54,7 @@ def write(
         "input": {**_stream(net.inputs[0], link == "pynq"), "shape": list(tensor.shape), "low": tensor.low, "high": tensor.high, "scale": source.scale,
                   "gain": source.gain.tolist(), "offset": source.offset.tolist(), "float_shape": list(source.shape[1:]), "preprocess": preprocess.to_json()},
         "output": {**_stream(net.outputs[0], link == "pynq"), "shape": list(graph.tensors[out.tensor].shape), "scale": out.scale.tolist(), "offset": out.offset.tolist(),
-                   "order": out.order.tolist(), "float_shape": list(out.shape), "after": [list(a) for a in out.after]},
+                   "order": out.order.tolist(), "float_shape": list(out.shape), "after": [list(a) for a in out.after], "labels": out.labels},
         "simulated": {"interval_cycles": measured.interval, "first_frame_cycles": measured.first_frame},
     }  # fmt: skip
     np.savez_compressed(folder / "golden.npz", inputs=inputs[source.tensor], outputs=values[out.tensor])

@@ -68,6 +68,8 @@ def apply(op: ir.Op, xs: list[np.ndarray]) -> np.ndarray:
             return np.concatenate(xs, axis=3)
         case ir.Gather():
             return x[..., list(op.index)]
+        case ir.TopK():
+            return np.argsort(-x, axis=3, kind="stable")[..., : op.k]
         case ir.Upsample():
             return x.repeat(op.factor[0], axis=1).repeat(op.factor[1], axis=2)
         case ir.Flatten():
@@ -113,7 +115,7 @@ def dequantize(output: ir.Output, v: np.ndarray) -> np.ndarray:
             y = np.tanh(y)
         elif name == "ArgMax":
             y = y.argmax(axis=axis)
-    return y
+    return y.astype(np.int64) if output.labels else y
 
 
 def run(graph: ir.Graph, floats: list[np.ndarray]) -> list[np.ndarray]:
@@ -143,6 +145,8 @@ def measure_range(op: ir.Op, inputs: list[ir.Tensor]) -> tuple[int, int]:
             return op.low, op.high
         case ir.Table():
             return int(op.table.min()), int(op.table.max())
+        case ir.TopK():
+            return 0, x.channels - 1
         case ir.Concat():
             return min(t.low for t in inputs), max(t.high for t in inputs)
     return x.low, x.high
@@ -161,6 +165,8 @@ def result(op: ir.Op, inputs: list[ir.Tensor]) -> ir.Tensor:
             h, w = 1, 1
         case ir.Concat():
             c = sum(t.channels for t in inputs)
+        case ir.TopK():
+            c = op.k
         case ir.Gather():
             c = len(op.index)
         case ir.Upsample():

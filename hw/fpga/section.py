@@ -8,7 +8,7 @@ from typing import Any
 
 import boards
 from deploy.report.sections import Bars, Flow, Scatter, Section, Table
-from hw.fpga.build import RECORD
+from hw.fpga.rebuilt import RECORD
 
 
 def _layers(record: dict[str, Any]) -> Table:

@@ -14,7 +14,8 @@ from hw.fpga.netlist import Netlist, Stream
 
 @dataclass(frozen=True)
 class Fold:
-    """How much of a layer is computed at once. pe: output channels per beat; simd: input channels per beat; dsp: products in multiplier blocks, not logic. A frame takes `cycles`."""
+    """How much of a layer is computed at once. pe: output channels per beat; simd: input channels per beat
+    (depthwise: window elements of each channel per beat); dsp: products in multiplier blocks, not logic. A frame takes `cycles`."""
 
     pe: int = 1
     simd: int = 1

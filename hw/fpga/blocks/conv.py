@@ -51,31 +51,14 @@ class Conv:
         wb, found = weight_bits(op.weight), []
         window_lut = {}
         if op.depthwise:
-            for pe in divisors(x.channels, MOST_WIDTH // max(wb, x.bits)):
-                cycles = out.pixels * op.window.size * (x.channels // pe)
-                lut, bram = windows.cost(op.window, x.shape, pe * x.bits, x.channels // pe)
-                depth = x.channels // pe * op.window.size
-                for dsp in (False, True):
-                    multiply = 0.0 if dsp else _product_lut(wb, x.bits)
-                    found.append(
-                        Fold(
-                            pe,
-                            pe,
-                            dsp,
-                            max(cycles, x.pixels * x.channels // pe),
-                            lut + 160 + pe * (multiply + 1.2 * _acc_bits(layer)) + memory_lut(depth, pe * wb),
-                            pe if dsp else 0,
-                            bram + memory_bram18(depth, pe * wb),
-                        )
-                    )
-            return found
+            return _depthwise_folds(op, x, out, target)
         for simd in divisors(x.channels, MOST_WIDTH // x.bits):
             window_lut[simd] = windows.cost(op.window, x.shape, simd * x.bits, x.channels // simd)
             for pe in divisors(out.channels, MOST_WIDTH // (wb * simd)):
                 sf, nf = op.window.size * x.channels // simd, out.channels // pe
                 cycles = max(out.pixels * sf * nf, x.pixels * x.channels // simd)
                 packed = packing(wb, x.bits, simd, target) if pe % 2 == 0 else None
-                for dsp in (False, True):
+                for dsp in (False, True) if packed or _fills_dsp(wb, x.bits, target) else (False,):
                     lut, bram = window_lut[simd]
                     lut += 160 + pe * _acc_bits(layer) * 1.2 + memory_lut(sf * nf, pe * simd * wb)
                     dsps = (pe * simd // 2 if packed else pe * simd) if dsp else 0
@@ -89,9 +72,9 @@ class Conv:
     def build(self, net: Netlist, layer: Layer, fold: Fold, inputs: list[Stream], target: Target) -> Stream:
         op: ir.Conv = layer.op  # type: ignore[assignment]
         x = layer.ins[0]
-        source = conform(net, inputs[0], fold.simd, x.bits, x.signed)
         if op.depthwise:
-            return self._depthwise(net, layer, op, fold, source)
+            return self._depthwise(net, layer, op, fold, conform(net, inputs[0], fold.pe, x.bits, x.signed))
+        source = conform(net, inputs[0], fold.simd, x.bits, x.signed)
         nf, sf = layer.out.channels // fold.pe, op.window.size * x.channels // fold.simd
         stream = windows.build(net, source, x.shape, op.window, repeat=nf)
         wb = weight_bits(op.weight)
@@ -128,13 +111,17 @@ class Conv:
 
     def _depthwise(self, net: Netlist, layer: Layer, op: ir.Conv, fold: Fold, source: Stream) -> Stream:
         x, out = layer.ins[0], layer.out
-        cf, sf = x.channels // fold.pe, op.window.size
-        stream = windows.build(net, source, x.shape, op.window, channel_outer=True)
+        taps = fold.simd
+        cf, sf = x.channels // fold.pe, op.window.size // taps
+        if taps == 1:
+            stream = windows.build(net, source, x.shape, op.window, channel_outer=True)
+        else:
+            stream = net.convert(windows.build_parallel(net, source, x.shape, op.window), taps * fold.pe)
         wb = weight_bits(op.weight)
-        words = op.weight[..., 0].reshape(cf, fold.pe, sf).transpose(0, 2, 1).reshape(cf * sf, fold.pe)
-        file = net.memory(f"{net.layer}_weights.mem", pack_rows(words, wb), fold.pe * wb)
+        words = op.weight[..., 0].reshape(cf, fold.pe, sf * taps).transpose(0, 2, 1).reshape(cf * sf, taps * fold.pe)
+        file = net.memory(f"{net.layer}_weights.mem", pack_rows(words, wb), taps * fold.pe * wb)
         params: dict[str, int | str] = {
-            "PE": fold.pe, "SF": sf, "CF": cf, "WB": wb, "AB": x.bits, "ACC": out.bits,
+            "PE": fold.pe, "TAPS": taps, "SF": sf, "CF": cf, "WB": wb, "AB": x.bits, "ACC": out.bits,
             "A_SIGNED": int(x.signed), "DSP": int(fold.dsp), "WEIGHTS": file,
         }  # fmt: skip
         return net.add(
@@ -148,6 +135,42 @@ class Conv:
             cycles=out.pixels * cf * sf,
             tensor=layer.node.output,
         )[0]
+
+
+def _depthwise_folds(op: ir.Conv, x: ir.Tensor, out: ir.Tensor, target: Target) -> list[Fold]:
+    """One window element of `pe` channels per beat, or (parallel window) several elements, in order of the kernel."""
+    wb, found = weight_bits(op.weight), []
+    frame = windows.scan(op.window, x.shape)
+    acc = signed_bits(out.low, out.high)
+    for pe in divisors(x.channels, MOST_WIDTH // max(wb, x.bits)):
+        cf = x.channels // pe
+        for taps in divisors(op.window.size, MOST_WIDTH // (max(wb, x.bits) * pe)):
+            cycles = out.pixels * op.window.size // taps * cf
+            if taps == 1:
+                lut, bram = windows.cost(op.window, x.shape, pe * x.bits, cf)
+                cycles = max(cycles, x.pixels * cf)
+            elif frame is None:
+                continue
+            else:
+                lut, bram = windows.parallel_cost(op.window, x.shape, pe * x.bits, cf)
+                lut += 0 if taps == op.window.size else op.window.size * pe * x.bits / 2
+                # the window stands still while its elements go out in parts, and only then
+                cycles += (frame - out.pixels) * cf
+            weights = cf * op.window.size // taps, taps * pe * wb
+            lut += 160 + pe * 1.2 * acc + memory_lut(*weights)
+            bram += memory_bram18(*weights)
+            products = taps * pe
+            # products and their sum; weights that never change are wired in
+            share = 1.0 if taps == 1 else 0.35 if weights[0] == 1 else 0.7
+            found.append(Fold(pe, taps, False, cycles, lut + products * share * _product_lut(wb, x.bits), 0, bram))
+            if _fills_dsp(wb, x.bits, target):
+                found.append(Fold(pe, taps, True, cycles, lut + pe * (taps - 1) * (wb + x.bits), products, bram))
+    return found
+
+
+def _fills_dsp(wb: int, ab: int, target: Target) -> bool:
+    """Whether Yosys puts a lone product into a multiplier block: on AMD's parts not one of under nine bits."""
+    return target.wide == 18 or wb + ab >= 9
 
 
 def _product_lut(wb: int, ab: int) -> float:

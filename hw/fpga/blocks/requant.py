@@ -15,6 +15,11 @@ def _widths(op: ir.Scale | ir.Add) -> tuple[np.ndarray, int, int]:
     return m, signed_bits(int(m.min()), int(m.max())), signed_bits(int(op.offset.min()), int(op.offset.max()))
 
 
+def _wide(v: int) -> str:
+    """A 64-bit literal: plain Verilog numbers have 32."""
+    return f"{'-' if v < 0 else ''}64'sd{abs(v)}"
+
+
 class Requant:
     """Scale and Add."""
 
@@ -67,7 +72,7 @@ class Requant:
         shared = m.shape[1] == 1 and len(op.offset) == 1
         params: dict[str, int | str] = {
             "N_IN": len(sources), "PE": fold.pe, "CF": folds, "IB": ib, "I_SIGNED": int(signed), "M": mb, "B": bb,
-            "SHIFT": op.shift, "OB": out.bits, "LOW": op.low, "HIGH": op.high, "SHARED": int(shared), "DSP": int(fold.dsp),
+            "SHIFT": op.shift, "OB": out.bits, "LOW": _wide(op.low), "HIGH": _wide(op.high), "SHARED": int(shared), "DSP": int(fold.dsp),
         }  # fmt: skip
         width = len(m) * mb + bb
         full = np.concatenate(

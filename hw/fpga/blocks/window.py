@@ -54,3 +54,49 @@ def build(
     return net.add(
         "dp_window", params, [stream], stream.par, stream.bits, stream.signed, beats, cycles=max(beats, stream.beats)
     )[0]
+
+
+def scan(window: ir.Window, shape: tuple[int, int, int]) -> int | None:
+    """Pixels that the parallel window block takes for a frame; None where the window is not one that it can slide."""
+    h, w = shape[:2]
+    oh, ow = window.output(h, w)
+    down, right = ((k - 1) * d for k, d in zip(window.kernel, window.dilation, strict=True))
+    if (
+        window.size == 1
+        or window.pads[0] > down
+        or window.pads[1] > right
+        or (ow - 1) * window.stride[1] >= window.stride[0] * w
+    ):
+        return None
+    last = (
+        ((oh - 1) * window.stride[0] - window.pads[0] + down) * w + (ow - 1) * window.stride[1] - window.pads[1] + right
+    )
+    return max(h * w, last + 1)
+
+
+def parallel_cost(
+    window: ir.Window, shape: tuple[int, int, int], width: int, beats_per_pixel: int
+) -> tuple[float, float]:
+    """(LUT, BRAM18) estimated of the parallel window block: its delay lines and its masks."""
+    (ky, kx), (dy, dx) = window.kernel, window.dilation
+    lines = dy * shape[1] * beats_per_pixel, (ky - 1) * width
+    pixels = dx * beats_per_pixel, (kx - 1) * ky * width if dx * beats_per_pixel > 1 else 0
+    lut = 80 + 4 * (ky + kx)  # masks are the registers' synchronous reset
+    return lut + memory_lut(*lines) + memory_lut(*pixels), memory_bram18(*lines) + memory_bram18(*pixels)
+
+
+def build_parallel(net: Netlist, stream: Stream, shape: tuple[int, int, int], window: ir.Window) -> Stream:
+    """Whole windows of a stream of [H, W, C] in beats of `stream.par` channels: a beat is [ky, kx, par]. Padding adds zeros."""
+    h, w, c = shape
+    folds, frame = c // stream.par, scan(window, shape)
+    assert frame is not None
+    oh, ow = window.output(h, w)
+    params: dict[str, int | str] = {
+        "WIDTH": stream.width, "CF": folds, "H": h, "W": w, "OH": oh, "OW": ow,
+        "KY": window.kernel[0], "KX": window.kernel[1], "SY": window.stride[0], "SX": window.stride[1],
+        "DY": window.dilation[0], "DX": window.dilation[1], "PT": window.pads[0], "PL": window.pads[1], "SCAN": frame,
+    }  # fmt: skip
+    par = stream.par * window.size
+    return net.add(
+        "dp_window_parallel", params, [stream], par, stream.bits, stream.signed, oh * ow * folds, cycles=frame * folds
+    )[0]

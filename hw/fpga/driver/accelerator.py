@@ -123,7 +123,7 @@ class Accelerator:
                 y = y.argmax(axis=axis)
             else:
                 y = np.tanh(y) if name == "Tanh" else np.maximum(y, 0) if name == "Relu" else 1 / (1 + np.exp(-y))
-        return y
+        return y.astype(np.int64) if s["labels"] else y
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         return self.dequantize(self.integers(self.quantize(x)))

@@ -173,10 +173,10 @@ def module_of(node: onnx.NodeProto) -> str:
     return re.sub(r"(\.act)?\.act_quant.*$|\.(weight|bias)_quant.*$", "", name)
 
 
-def lower(model: onnx.ModelProto) -> Lowered:
+def lower(model: onnx.ModelProto, top_k: int = 0) -> Lowered:
     """A QONNX file (static batch of 1, per-tensor activation quantizers) as an integer graph.
 
-    Every refusal is collected; the graph is complete only where `problems` is empty. Raises UserError never: the caller decides.
+    top_k: end the (one) output with the numbers of its largest channels. Every refusal is collected; the graph is complete only where `problems` is empty. Raises UserError never: the caller decides.
     """
     from hw.fpga.lower import rules_layer, rules_layout, rules_scalar  # noqa: F401  each announces its rules
     from hw.fpga.lower.ends import finish, start
@@ -204,7 +204,7 @@ def lower(model: onnx.ModelProto) -> Lowered:
             poisoned.update(node.output)
             for name in node.output:
                 _stand_in(context, name, shapes.get(name, []))
-    finish(context, model, problems, poisoned)
+    finish(context, model, problems, poisoned, top_k)
     if not problems and not any(n.kind != "Flatten" for n in context.graph.nodes):
         problems.append(
             Problem("", "model", "nothing in it is left for hardware to compute", "give a model with layers")
@@ -227,7 +227,7 @@ def _lower_node(context: Context, node: onnx.NodeProto) -> None:
     if missing:
         raise CannotLower("it works on a tensor of unknown shape", "remove what is refused in front of it first")
     states = [context.states[n] for n in node.input if n in context.states]
-    if any(s.after for s in states) and node.op_type not in ("Softmax", "LogSoftmax", "ArgMax", "Identity"):
+    if any(s.after for s in states) and node.op_type not in ("Softmax", "LogSoftmax", "ArgMax", "TopK", "Identity"):
         raise CannotLower(
             "it follows a function that only the host applies (Softmax)", "end the model at that function"
         )

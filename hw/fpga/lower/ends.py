@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 
@@ -9,6 +11,7 @@ from hw.fpga import ir
 from hw.fpga.lower.convert import Context
 from hw.fpga.lower.expr import Apply, Expr, Leaf, linear
 from hw.fpga.lower.grids import join, summed
+from hw.fpga.lower.labels import KEEPS_ORDER, select
 from hw.fpga.lower.problems import CannotLower, Problem
 from hw.fpga.lower.state import State
 
@@ -37,17 +40,24 @@ def start(context: Context, model: onnx.ModelProto, problems: list[Problem], poi
         context.states[tensor.name] = State.plain(Leaf(FLOAT + tensor.name), shape[1], spatial, len(shape))
 
 
-def finish(context: Context, model: onnx.ModelProto, problems: list[Problem], poisoned: set[str]) -> None:
+def finish(
+    context: Context, model: onnx.ModelProto, problems: list[Problem], poisoned: set[str], top_k: int = 0
+) -> None:
     """Integer results and what the host does with them."""
     for tensor in model.graph.output:
         if tensor.name in poisoned:
             continue
         context.label = tensor.name
         if tensor.name not in context.states:
-            problems.append(Problem(tensor.name, "output", "it is a constant", "remove this output"))
+            what = (
+                "it is a constant"
+                if tensor.name in context.constants
+                else "only the numbers of the largest channels leave the hardware, not their values"
+            )
+            problems.append(Problem(tensor.name, "output", what, "remove this output"))
             continue
         try:
-            _output(context, tensor.name, context.state(tensor.name))
+            _output(context, tensor.name, _largest(context.state(tensor.name), top_k))
         except CannotLower as error:
             problems.append(Problem(tensor.name, "output", error.reason, error.remedy))
 
@@ -72,7 +82,9 @@ def _output(context: Context, name: str, state: State) -> None:
         tails.append(tail)
     if any(t != tails[0] for t in tails):
         raise CannotLower("its parts end in different functions", "quantize the result")
-    whole = join(context, tensors)
+    whole, after = join(context, tensors), (*tails[0], *state.after)
+    if _label_select(context, name, state, whole, np.concatenate(scales), np.concatenate(offsets), after):
+        return
     context.graph.outputs.append(
         ir.Output(
             whole,
@@ -81,9 +93,48 @@ def _output(context: Context, name: str, state: State) -> None:
             np.concatenate(offsets),
             state.stream_positions(),
             tuple(state.view.shape[1:]),
-            (*tails[0], *state.after),
+            after,
         )
     )
+
+
+def _largest(state: State, top_k: int) -> State:
+    """The state with a label select at its end, where one is asked for."""
+    if not top_k:
+        return state
+    if state.after and state.after[-1][0] in ("ArgMax", "TopK"):
+        raise CannotLower("it ends in labels already", "leave --top-k out")
+    return replace(state, after=(*state.after, ("TopK", top_k)))
+
+
+def _label_select(
+    context: Context,
+    name: str,
+    state: State,
+    tensor: str,
+    scale: np.ndarray,
+    offset: np.ndarray,
+    after: tuple[tuple[str, int], ...],
+) -> bool:
+    """Put ArgMax or TopK over channels at the output into hardware; False where there is none (or none over channels)."""
+    if not after or after[-1][0] not in ("ArgMax", "TopK"):
+        return False
+    kind, value = after[-1]
+    index, able = state.channel_index(), all(n in KEEPS_ORDER for n, _ in after[:-1])
+    if kind == "ArgMax" and (value % state.rank != 1 or index is None or not able):
+        return False  # the host's
+    if index is None or not able:
+        raise CannotLower(
+            "its largest channels are asked for behind a function that may make them equal", "remove that function"
+        )
+    k = 1 if kind == "ArgMax" else value
+    made = select(context, tensor, scale, offset, index, k)
+    h, w = state.spatial
+    places = (h, w)[4 - state.rank :] if state.rank > 2 else ()
+    order = np.arange(h * w * k).reshape(h * w, k).T.reshape(-1)
+    shape = places if kind == "ArgMax" else (k, *places)
+    context.graph.outputs.append(ir.Output(made, name, np.ones(k), np.zeros(k), order, shape, (), labels=True))
+    return True
 
 
 def _host_tail(expr: Expr) -> tuple[Expr, tuple[tuple[str, int], ...]]:

@@ -142,3 +142,14 @@ def host_function(context: Context, node: onnx.NodeProto, attributes: dict[str, 
     if node.op_type == "ArgMax" and attributes.get("keepdims", 1):
         raise CannotLower("it keeps the reduced axis", "use keepdim=False, or leave ArgMax to the caller")
     context.states[node.output[0]] = replace(state, after=(*state.after, (node.op_type, axis)))
+
+
+@rule("TopK")
+def top_k(context: Context, node: onnx.NodeProto, attributes: dict[str, Any]) -> None:
+    """The numbers of the largest channels; their values stay inside."""
+    state = context.state(node.input[0])
+    rank = state.rank
+    if int(attributes.get("axis", -1)) % rank != 1 or not attributes.get("largest", 1):
+        raise CannotLower("it is not the largest of the channels that it looks for", "take the largest along axis 1")
+    k = int(context.constant(node.input[1]).reshape(-1)[0])
+    context.states[node.output[1]] = replace(state, after=(*state.after, ("TopK", k)))

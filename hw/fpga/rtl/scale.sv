@@ -8,7 +8,7 @@ module dp_scale #(
   parameter bit I_SIGNED = 1,
   parameter int M = 16, B = 32, SHIFT = 8,
   parameter int OB = 8,              // bits of a result
-  parameter int LOW = 0, HIGH = 255,
+  parameter longint LOW = 0, HIGH = 255,
   parameter bit SHARED = 0,          // one word of one PE's constants serves all
   parameter logic [N_IN*M+B-1:0] CONSTANT = '0,
   parameter CONSTANTS = "",

@@ -1,21 +1,21 @@
-// Vector-vector unit of depthwise convolutions: a beat is one window element of each of PE channels; SF beats make PE
-// accumulators. Weights: CF * SF words, channel folds outermost.
+// Vector-vector unit of depthwise convolutions: a beat is TAPS window elements of each of PE channels (element 0 of all
+// channels in the low bits); SF beats make PE accumulators. Weights: CF * SF words in the same order, channel folds outermost.
 module dp_vvu #(
-  parameter int PE = 1, SF = 9, CF = 1,
+  parameter int PE = 1, TAPS = 1, SF = 9, CF = 1,
   parameter int WB = 4, AB = 8, ACC = 16,
   parameter bit A_SIGNED = 0,
   parameter bit DSP = 0,
-  parameter WEIGHTS = "weights.dat", // words of PE weights, PE 0 in the low bits
+  parameter WEIGHTS = "weights.dat", // words of TAPS * PE weights, tap 0 PE 0 in the low bits
   parameter RAM = "auto"
 ) (
   input  logic clk, rst,
-  input  logic [PE*AB-1:0] s_data, input logic s_valid, output logic s_ready,
+  input  logic [TAPS*PE*AB-1:0] s_data, input logic s_valid, output logic s_ready,
   output logic [PE*ACC-1:0] m_data, output logic m_valid, input logic m_ready
 );
   localparam int DEPTH = CF * SF;
   localparam int AW = DEPTH > 1 ? $clog2(DEPTH) : 1;
   localparam int FW = SF > 1 ? $clog2(SF) : 1;
-  (* ram_style = RAM, rom_style = RAM *) logic [PE*WB-1:0] rom [DEPTH];
+  (* ram_style = RAM, rom_style = RAM *) logic [TAPS*PE*WB-1:0] rom [DEPTH];
   initial $readmemh(WEIGHTS, rom);
 
   wire en = !m_valid || m_ready;
@@ -24,8 +24,8 @@ module dp_vvu #(
   logic [AW-1:0] at;
   logic [FW-1:0] fold;
   wire last = fold == FW'(SF-1);
-  logic [PE*WB-1:0] w;
-  logic [PE*AB-1:0] a;
+  logic [TAPS*PE*WB-1:0] w;
+  logic [TAPS*PE*AB-1:0] a;
   logic v1, f1, l1, v2, f2, l2, v3, f3, l3;
   always_ff @(posedge clk) begin
     if (en) begin
@@ -45,12 +45,16 @@ module dp_vvu #(
     end
   end
 
-  localparam int SUM = WB + AB;
+  localparam int SUM = WB + AB + $clog2(TAPS + 1);
   logic signed [SUM-1:0] sum [PE];
   for (genvar p = 0; p < PE; p++) begin : g_pe
-    wire signed [SUM-1:0] product;
-    dp_multiply #(.A(WB), .B(AB), .P(SUM), .B_SIGNED(A_SIGNED), .DSP(DSP)) multiply (.clk, .en, .a($signed(w[p*WB +: WB])), .b(a[p*AB +: AB]), .p(product));
-    always_ff @(posedge clk) if (en) sum[p] <= product;
+    logic [TAPS-1:0][WB+AB-1:0] product;
+    for (genvar t = 0; t < TAPS; t++) begin : g_tap
+      dp_multiply #(.A(WB), .B(AB), .P(WB+AB), .B_SIGNED(A_SIGNED), .DSP(DSP)) multiply (.clk, .en, .a($signed(w[(t*PE+p)*WB +: WB])), .b(a[(t*PE+p)*AB +: AB]), .p(product[t]));
+    end
+    wire signed [SUM-1:0] total;
+    dp_sum #(.N(TAPS), .IN(WB+AB), .OUT(SUM), .CHAIN(DSP)) tree (.x(product), .y(total));
+    always_ff @(posedge clk) if (en) sum[p] <= total;
   end
   dp_accumulate #(.PE(PE), .IN(SUM), .ACC(ACC)) accumulate (
     .clk, .rst, .en, .valid(v3), .first(f3), .last(l3), .sum, .m_data, .m_valid

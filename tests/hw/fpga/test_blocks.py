@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import one_node, prove, random_folds
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from hw.fpga import ir, reference
@@ -69,6 +69,23 @@ def test_depthwise(tmp_path: Path, draw: st.DataObject, x: ir.Tensor, seed: int,
     window = draw.draw(geometry(*x.shape[:2]))
     weight = np.random.default_rng(seed).integers(-(1 << (wb - 1)), 1 << (wb - 1), (x.channels, *window.kernel, 1))
     check(ir.Conv(weight, window, x.channels, wb), [x], seed, tmp_path / "w")
+
+
+@many
+@given(st.data(), tensors(), st.integers(0, 9999), st.integers(2, 8))
+def test_depthwise_parallel_window(tmp_path: Path, draw: st.DataObject, x: ir.Tensor, seed: int, wb: int) -> None:
+    """Several window elements of every channel in a beat, whole windows among them."""
+    window = draw.draw(geometry(*x.shape[:2]))
+    weight = np.random.default_rng(seed).integers(-(1 << (wb - 1)), 1 << (wb - 1), (x.channels, *window.kernel, 1))
+    assume(x.channels > 1)
+    graph = one_node(ir.Conv(weight, window, x.channels, wb), x)
+    target = random.Random(seed).choice(TARGETS)
+    folds = blocks()["Conv"].folds(layer_of(graph, graph.nodes[0]), target)
+    folds = [f for f in folds if f.simd > 1]
+    assume(folds)
+    fold = random.Random(seed).choice(folds)
+    measured = prove(graph, {"y": fold}, target, tmp_path / "w", seed=seed % 1000)
+    assert measured.interval <= 1.05 * fold.cycles + 3  # an image of few pixels: the pipelines' own length shows
 
 
 @few
@@ -150,6 +167,13 @@ def test_gather(tmp_path: Path, x: ir.Tensor, seed: int, count: int) -> None:
 @given(tensors(), st.integers(0, 9999), st.integers(1, 3), st.integers(1, 3))
 def test_upsample(tmp_path: Path, x: ir.Tensor, seed: int, y: int, z: int) -> None:
     check(ir.Upsample((y, z)), [x], seed, tmp_path / "w")
+
+
+@few
+@given(tensors(), st.integers(0, 9999), st.integers(1, 5))
+def test_top_k(tmp_path: Path, x: ir.Tensor, seed: int, k: int) -> None:
+    assume(k <= x.channels)
+    check(ir.TopK(k), [x], seed, tmp_path / "w")
 
 
 @pytest.mark.parametrize("wb", [4, 8])

@@ -350,7 +350,7 @@ def test_tools_are_found_beside_this_python() -> None:
 
 def test_golden_vectors_are_the_reference(built: Path) -> None:
     from hw.fpga import reference
-    from hw.fpga.build import rebuild
+    from hw.fpga.rebuilt import rebuild
 
     graph, _, _ = rebuild(built)
     data = np.load(built / "package" / "golden.npz")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 from helpers import graph_of, network
 
 import boards
 from hw.fpga import fold
+from hw.fpga.checks import tightened
 
 
 def test_same_answer_and_quickly() -> None:
@@ -31,6 +33,21 @@ def test_larger_part_is_no_slower() -> None:
     graph = graph_of(network("resnet-8")[1])
     small, large = (fold.search(graph, boards.get(n), None).interval for n in ("pynq-z2", "ultra96"))
     assert large <= small
+
+
+def test_a_design_that_does_not_fit_is_folded_again() -> None:
+    """What Yosys counts beyond the part is taken off the next search's budget, resource by resource."""
+    board = boards.get("pynq-z2")
+    budget = fold.Budget.of(board)
+    assert tightened(budget, {"lut": 0.9, "ff": 0.2, "dsp": 1.0, "bram18": 0.3}) is None
+    tighter = tightened(budget, {"lut": 0.9, "ff": 0.2, "dsp": 2.0, "bram18": 0.3})
+    assert tighter is not None
+    assert (tighter.lut, tighter.bram18) == (budget.lut, budget.bram18)
+    assert tighter.dsp == pytest.approx(budget.dsp * 0.485)
+    graph = graph_of(network("resnet-8")[1])
+    wide, narrow = fold.search(graph, board, 30_000), fold.search(graph, board, 30_000, replace(budget, dsp=8))
+    assert wide.interval <= 30_000 and narrow.interval <= 30_000
+    assert narrow.dsp < wide.dsp
 
 
 @pytest.mark.parametrize("name", ["pynq-z1", "ultra96", "ulx3s-85f"])

@@ -12,7 +12,7 @@ import boards
 from deploy.errors import BoundError, ToolError, UserError
 from hw.fpga import fold, gates, ir, simulate, synthesize
 from hw.fpga.assemble import assemble
-from hw.fpga.build import check_fit
+from hw.fpga.checks import check_fit
 from hw.fpga.netlist import Netlist
 
 
