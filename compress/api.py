@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,14 @@ from compress.config import CompressConfig
 from compress.graph import relative_error
 from compress.quantize.equalize import equalize
 from compress.quantize.plan import WEIGHTS, count_macs, make_plan
-from compress.quantize.ptq import choose, fit_memory, quantize
+from compress.quantize.ptq import choose, fit_memory, quantize, settle_biases
 from compress.quantize.smooth import smooth
 from compress.quantize.synthetic import has_statistics, synthesize
 from compress.reparam import merge_branches
 from deploy.arch import Preprocess
 from deploy.checkpoint import flatten
 from deploy.data import Batch, top1
-from deploy.errors import BoundError
+from deploy.errors import BoundError, UserError
 from deploy.inputs import InputSpec, examples
 
 FOLD_TOLERANCE = 1e-4
@@ -131,6 +132,9 @@ def compress(
     preprocess: Preprocess | None = None,
     calibration: Sequence[Batch] | None = None,
     evaluation: Sequence[Batch] | None = None,
+    training: Sequence[Batch] | None = None,
+    state: Path | None = None,
+    key: str = "",
     arch: str | None = None,
     arch_args: dict[str, Any] | None = None,
     fixed_batch: bool = False,
@@ -138,7 +142,8 @@ def compress(
     """Compress a trained model; `module` itself is not changed.
 
     inputs: its input specs. calibration: unlabelled batches; None takes synthetic inputs (models with BatchNorm) or quantizes
-    weights only. evaluation: labelled batches for the accuracy table. arch, arch_args: how to rebuild the module.
+    weights only. evaluation: labelled batches for the accuracy table. training: batches for config.finetune, labelled or not;
+    state, key: folder for the training state and what it must have been made for. arch, arch_args: how to rebuild the module.
     fixed_batch: the module takes only the batch size of its specs (exported programs).
     Raises UserError for settings that fit no layer and BoundError when a structural step changes the function.
     """
@@ -200,10 +205,19 @@ def compress(
         "activation_quantizers": len(plan.quantizers),
         "weights_only": all(r.activations == WEIGHTS for r in plan.layers.values()),
     }
-    if evaluation is not None:
-        record["accuracy"] = compare(quantized, reference, evaluation)
-    elif calibration is not None:
-        record["accuracy"] = compare(quantized, reference, calibration)
+    measured = evaluation if evaluation is not None else calibration
+    if measured is not None:
+        record["accuracy"] = compare(quantized, reference, measured)
+    if config.finetune:
+        if training is None:
+            raise UserError("--finetune needs samples to train on; give --train DATA (labels are optional)")
+        from compress.finetune.run import finetune
+
+        record["ptq_accuracy"] = record.get("accuracy", {})
+        record["finetune"] = finetune(quantized, root, reference, plan, config, training, state, key)
+        settle_biases(quantized, plan)
+        if measured is not None:
+            record["accuracy"] = compare(quantized, reference, measured)
     return Compressed(quantized, recipe, record, reference)
 
 

@@ -23,8 +23,13 @@ def inputs(config: CompressConfig) -> dict[str, Path]:
             found["arch"] = path
     if found["model"].suffix == ".safetensors" and found["model"].with_name("config.json").is_file():
         found["config.json"] = found["model"].with_name("config.json")
-    for flag in ("calib", "eval"):
+    if config.train and not config.finetune:
+        raise UserError("--train is for --finetune; give both or neither")
+    for flag in ("calib", "eval", "train"):
         for path in paths_of(getattr(config, flag)).values():
+            found[flag] = path
+    for flag in ("loss", "metric"):
+        for path in code_of(getattr(config, flag)).values() if getattr(config, flag) else ():
             found[flag] = path
     return found
 
@@ -38,6 +43,11 @@ def plan(config: CompressConfig) -> list[str]:
         f"load {config.model}" + (f" as {config.arch}" if config.arch else ""),
         "merge training-time branches" + (", fold BatchNorm" if config.fold else ""),
         f"quantize weights to {config.bits} bits and activations to {config.act_bits} bits, calibrated on {calib}",
+        *(
+            [f"train {config.epochs} epochs on {config.train or 'the training data'} against the float model"]
+            if config.finetune
+            else []
+        ),
         *([f"measure accuracy on {config.eval}"] if config.eval else []),
         f"write {config.output}",
     ]
@@ -52,11 +62,17 @@ def describe(summary: dict[str, Any], folder: Path) -> Outcome:
         + (f", {summary['left_in_float']} layers left in float" if summary["left_in_float"] else ""),
         f"size {summary['float_bytes'] / 1e6:.2f} MB -> {summary['bytes'] / 1e6:.2f} MB ({summary['float_bytes'] / summary['bytes']:.2f}x smaller)",
     ]
-    accuracy = summary.get("accuracy", {})
-    if "compressed_percent" in accuracy:
+    accuracy, tuned = summary.get("accuracy", {}), summary.get("finetune", {})
+    if tuned:
         lines.append(
-            f"accuracy float {accuracy['float_percent']:.2f} % -> compressed {accuracy['compressed_percent']:.2f} % "
-            f"({int(accuracy['samples'])} samples)"
+            f"fine-tuned for {tuned['epochs']} epochs ({tuned['steps']:,} steps, {tuned['samples']:,} samples{', stopped early' if tuned['stopped_early'] else ''})"
+        )
+    if "compressed_percent" in accuracy:
+        before = summary.get("ptq_accuracy", {})
+        lines.append(
+            f"accuracy float {accuracy['float_percent']:.2f} % -> "
+            + (f"post-training {before['compressed_percent']:.2f} % -> fine-tuned" if before else "compressed")
+            + f" {accuracy['compressed_percent']:.2f} % ({int(accuracy['samples'])} samples)"
         )
     elif "agreement_percent" in accuracy:
         lines.append(

@@ -57,5 +57,36 @@ class CompressConfig:
     bias_correction: str = option(
         "auto", "correct the mean error of quantized layers; auto: below 8 bits", choices=("auto", "on", "off")
     )
+    finetune: bool = option(
+        False, "train the quantized model against the float one (needs --train; labels are optional)"
+    )
+    train: str = option("", "training data for --finetune (same forms as --calib)")
+    train_samples: int = option(100_000, "training samples at most; they are held in memory", low=2)
+    epochs: int = option(8, "epochs of --finetune", low=1)
+    batch: int = option(128, "training batch, of all processes together", low=1)
+    micro_batch: int = option(
+        0, "samples of one forward pass, gradients accumulate over the batch: less memory; 0: all", low=0
+    )
+    lr: float = option(0.01, "step of the weights in quantization steps (Adam, warm-up, cosine to zero)", low=0)
+    scale_lr: float = option(1e-3, "step of scales, biases and the rest, relative to their size", low=0)
+    augment: str = option("none", "augmentation of training images", choices=("none", "flip", "shift", "flip+shift"))
+    temperature: float = option(2.0, "softening of the class scores that are distilled", low=0.1)
+    label_weight: float = option(
+        0.0, "share of the cross entropy with the labels in the loss, the rest is distillation", low=0, high=1
+    )
+    loss: str = option("", "loss as pkg.mod:function(student outputs, teacher outputs, labels or None)")
+    metric: str = option("", "metric as pkg.mod:function(outputs, labels), higher is better; default: top-1, or dB")
+    held_out: float = option(
+        0.03, "share of --train that is not trained on but measured after every epoch", low=0.0001, high=0.5
+    )
+    stop_drop: float = option(
+        -1.0, "stop when the held-out metric is within this many points of the float model's; negative: never"
+    )
+    save_every: int = option(
+        200,
+        "steps between saved training states (beside the output; a killed run goes on from there)",
+        low=1,
+        identity=False,
+    )
     seed: int = option(0, "seed of everything random", low=0, high=2**63 - 1)
     trust_pickle: bool = option(False, "run the code in a pickled checkpoint (only for files that you made)")

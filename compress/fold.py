@@ -77,6 +77,7 @@ def fold_after(layer: nn.Module, norm: nn.Module) -> None:
     dtype = weight.dtype
     old = bias.double() if bias is not None else torch.zeros_like(shift)
     weight.data = scale_outputs(layer, weight.double(), scale).to(dtype)
+    layer.folded_scale = scale.clone()  # what fine-tuning takes out of the weight again (compress/quantize/qat.py)
     layer.bias = nn.Parameter((old * scale + shift).to(dtype), requires_grad=weight.requires_grad)
 
 

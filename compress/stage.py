@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections import Counter
@@ -12,11 +13,15 @@ import torch
 
 from compress import recipe as recipes
 from compress.api import compress
+from compress.command import inputs
 from compress.config import CompressConfig
 from deploy import checkpoint, data
+from deploy.artifact import hash_input
 from deploy.checkpoint import flatten
+from deploy.config import as_dict
 from deploy.errors import BoundError, UserError
 from deploy.inputs import examples
+from deploy.runner import rank
 
 RECORD = "record.json"
 
@@ -56,6 +61,19 @@ def run_stage(config: CompressConfig, folder: Path) -> dict[str, Any]:
             flag="--eval",
             seed=config.seed,
         )
+    training = None
+    if config.finetune and config.train:
+        training = data.load(
+            config.train,
+            loaded.inputs,
+            loaded.preprocess,
+            limit=config.train_samples,
+            batch=batch if loaded.fixed_batch else 1000,
+            flag="--train",
+            seed=config.seed,
+        )
+    state = Path(config.output).absolute()
+    state = state.with_name(f".{state.name}.training")
     result = compress(
         loaded.module,
         config,
@@ -63,6 +81,9 @@ def run_stage(config: CompressConfig, folder: Path) -> dict[str, Any]:
         preprocess=loaded.preprocess,
         calibration=calibration,
         evaluation=evaluation,
+        training=training,
+        state=state if config.finetune else None,
+        key=_training_key(config),
         arch=loaded.arch,
         arch_args=loaded.arch_args,
         fixed_batch=loaded.fixed_batch,
@@ -79,6 +100,8 @@ def run_stage(config: CompressConfig, folder: Path) -> dict[str, Any]:
     recipes.store(folder / recipes.STATE, recipes.state_of(result.module))
     arch = config.arch if loaded.arch and loaded.arch.partition(":")[0] not in ("deploy", "timm", "torchvision") else ""
     _check_reload(folder, arch, result.module, loaded)
+    if rank() == 0:
+        shutil.rmtree(state, ignore_errors=True)
     record = result.record
     bits = Counter(row["bits"] for row in record["layers"].values())
     return {
@@ -97,8 +120,17 @@ def run_stage(config: CompressConfig, folder: Path) -> dict[str, Any]:
         "parameters": record["parameters"],
         "macs": record["macs"],
         "accuracy": record.get("accuracy", {}),
+        "ptq_accuracy": record.get("ptq_accuracy", {}),
+        "finetune": {k: v for k, v in record.get("finetune", {}).items() if k not in ("loss", "losses", "metrics")},
         "methods": record["methods"],
     }
+
+
+def _training_key(config: CompressConfig) -> str:
+    """What a saved training state must have been made for: every setting that decides the result, and the files."""
+    files = {n: hash_input(p) for n, p in inputs(config).items()} if config.finetune else {}
+    settings = {k: v for k, v in as_dict(config, identity_only=True).items() if k not in files}
+    return hashlib.sha256(json.dumps([settings, files], sort_keys=True, default=str).encode()).hexdigest()
 
 
 @torch.no_grad()

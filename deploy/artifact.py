@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -165,6 +166,24 @@ def check_target(target: Path) -> None:
         raise UserError(f"output {target} cannot be written: {parent} is not a writable folder; give another -o")
 
 
+def fsync_tree(folder: Path) -> None:
+    """Every file and folder below `folder`, and itself, to the disk."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            _fsync_dir(path)
+            continue
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+    _fsync_dir(folder)
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """An empty folder that vanishes."""
+    with tempfile.TemporaryDirectory(prefix="deploy-scratch-") as made:
+        yield Path(made)
+
+
 @contextmanager
 def staging(target: Path) -> Iterator[Path]:
     """Yield an empty folder beside `target`; on success it becomes `target`, on any failure it vanishes."""
@@ -177,13 +196,7 @@ def staging(target: Path) -> Iterator[Path]:
     folder.mkdir()
     try:
         yield folder
-        for path in sorted(folder.rglob("*")):
-            if path.is_dir():
-                _fsync_dir(path)
-                continue
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-        _fsync_dir(folder)
+        fsync_tree(folder)
         if target.exists():
             old = target.with_name(f".{target.name}.old-{tag}")
             os.rename(target, old)

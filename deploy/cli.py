@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy import __version__, config, errors
+from deploy.runner import rank
 from deploy.stage import Command, Outcome, Stage, discover
 
 _FILE_ERRORS = {
@@ -122,7 +123,7 @@ def _dispatch(argv: list[str]) -> int:
         parser.print_help()
         return errors.USER
     file, save, as_json = given.pop("config"), given.pop("save_config"), given.pop("json")
-    quiet = given.pop("quiet")
+    quiet = given.pop("quiet") or rank() > 0
     dry_run = isinstance(verbs[name], Stage) and given.pop("dry_run")
     from deploy import progress
 
@@ -141,7 +142,7 @@ def _dispatch(argv: list[str]) -> int:
 
         write_file(Path(save), yaml.safe_dump(config.as_dict(settings), sort_keys=False).encode())
     outcome = _run_stage(verb, settings, dry_run) if isinstance(verb, Stage) else verb.run(settings)
-    return _show(outcome, as_json)
+    return _show(outcome, as_json) if rank() == 0 else outcome.code
 
 
 def main(argv: list[str] | None = None) -> int:

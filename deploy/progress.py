@@ -17,8 +17,8 @@ def use(mode: str) -> None:
     _mode = mode
 
 
-def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """Yield the items, showing how far the work is once it lasts over two seconds."""
+def track(items: Iterable[T], label: object, total: int | None = None) -> Iterator[T]:
+    """Yield the items, showing how far the work is once it lasts over two seconds. str(label) is asked for again every time."""
     if _mode == "silent":
         yield from items
         return
@@ -26,9 +26,13 @@ def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[
         total = len(items)
     if _mode == "bar":
         from rich.console import Console
-        from rich.progress import track as bar
+        from rich.progress import Progress
 
-        yield from bar(items, label, total, console=Console(stderr=True), transient=True)
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(str(label), total=total)
+            for item in items:
+                yield item
+                bar.update(task, advance=1, description=str(label))
         return
     start = said = time.monotonic()
     done = 0

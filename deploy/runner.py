@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,17 @@ class Finished:
     folder: Path
     manifest: dict[str, Any]
     reused: bool
+
+
+def rank() -> int:
+    """This process' number among those that a launcher (torchrun, accelerate launch) started; 0 for a lone one."""
+    return int(os.environ.get("RANK") or 0)
+
+
+def _place(target: Path) -> AbstractContextManager[Path]:
+    """Where a stage writes: beside its output, to be published; for all but the first of several processes a folder that is
+    thrown away (they work on the same result)."""
+    return artifact.staging(target) if rank() == 0 else artifact.scratch()
 
 
 def execute(stage: Stage, config: Any) -> Finished:
@@ -51,7 +64,7 @@ def execute(stage: Stage, config: Any) -> Finished:
     if manifest is not None:
         log.info("%s: %s is up to date, reused", stage.name, target)
         return Finished(target, manifest, True)
-    with artifact.staging(target) as folder:
+    with _place(target) as folder:
         summary = stage.run(config, folder)
         recorded = {n: {"path": str(inputs[n]), "sha256": h} for n, h in hashes.items()}
         manifest = artifact.write_manifest(

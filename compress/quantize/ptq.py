@@ -66,7 +66,7 @@ def quantize(
     else:
         _nearest(_layers(module, plan), plan, chosen)
         _observe([q for q in module.modules() if isinstance(q, scheme.Quantizer)], module, batches, config.ranges)
-    _settle_biases(module, plan)
+    settle_biases(module, plan)
     return module.eval()
 
 
@@ -158,7 +158,7 @@ def fit_memory(module: nn.Module, batches: list[tuple[Tensor, ...]]) -> list[tup
 
 
 @torch.no_grad()
-def _settle_biases(module: nn.Module, plan: Plan) -> None:
+def settle_biases(module: nn.Module, plan: Plan) -> None:
     """Round each bias to a multiple of input scale times weight scale, the unit of the integer accumulator."""
     for name, row in plan.layers.items():
         if row.activations != STATIC or not row.bias:
