@@ -72,7 +72,7 @@ def demo() -> nn.Module:
 
 
 def run(net: nn.Module, names: list[str], epochs: int, write: Any) -> dict[str, Any]:
-    x, y = images("train")
+    x, _ = images("train")
     test, labels = images("t10k")
     training, evaluation = batches(x, None, 1000), batches(test, labels)
     calibration = batches(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +174,14 @@ def compress(
     if chosen.smooth and isinstance(root, fx.GraphModule):
         remarks.append(f"activation channels of {smooth(root, batches[:4])} groups of layers equalized")
     plan = make_plan(root, root if isinstance(root, fx.GraphModule) else None, config, macs, bool(batches))
+    searched = None
+    if config.budget or config.sensitivity:
+        from compress.search.run import assign
+
+        layers, searched = assign(root, plan, config, batches, inputs)
+        if layers:
+            config = replace(config, layer=(*config.layer, *layers))
+            plan = make_plan(root, root if isinstance(root, fx.GraphModule) else None, config, macs, bool(batches))
     quantized = quantize(root, plan, config, chosen, batches)
     recipe = {
         "format": recipes.FORMAT,
@@ -205,6 +213,8 @@ def compress(
         "activation_quantizers": len(plan.quantizers),
         "weights_only": all(r.activations == WEIGHTS for r in plan.layers.values()),
     }
+    if searched is not None:
+        record["search"] = searched
     measured = evaluation if evaluation is not None else calibration
     if measured is not None:
         record["accuracy"] = compare(quantized, reference, measured)

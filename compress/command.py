@@ -23,6 +23,10 @@ def inputs(config: CompressConfig) -> dict[str, Path]:
             found["arch"] = path
     if found["model"].suffix == ".safetensors" and found["model"].with_name("config.json").is_file():
         found["config.json"] = found["model"].with_name("config.json")
+    if config.budget:
+        from compress.search.budget import parse
+
+        parse(config.budget)
     if config.train and not config.finetune:
         raise UserError("--train is for --finetune; give both or neither")
     for flag in ("calib", "eval", "train"):
@@ -63,6 +67,10 @@ def describe(summary: dict[str, Any], folder: Path) -> Outcome:
         f"size {summary['float_bytes'] / 1e6:.2f} MB -> {summary['bytes'] / 1e6:.2f} MB ({summary['float_bytes'] / summary['bytes']:.2f}x smaller)",
     ]
     accuracy, tuned = summary.get("accuracy", {}), summary.get("finetune", {})
+    if summary.get("search"):
+        lines.append(
+            f"bits chosen for {summary['search']['budget']}: {summary['search']['trials']} trials, estimated {summary['search']['cost']} {summary['search']['value']:,.0f}"
+        )
     if tuned:
         lines.append(
             f"fine-tuned for {tuned['epochs']} epochs ({tuned['steps']:,} steps, {tuned['samples']:,} samples{', stopped early' if tuned['stopped_early'] else ''})"

@@ -57,6 +57,18 @@ class CompressConfig:
     bias_correction: str = option(
         "auto", "correct the mean error of quantized layers; auto: below 8 bits", choices=("auto", "on", "off")
     )
+    budget: str = option(
+        "", "choose the bits of every layer: size=0.3MB, accuracy=-0.5 (points), or luts=20000 with --board"
+    )
+    sensitivity: bool = option(False, "measure what 2, 4 and 8 bits cost in each layer (part of --budget)")
+    trials: int = option(80, "trials of --budget, of all workers together", low=4)
+    study: str = option(
+        "",
+        "Optuna storage of the trials (sqlite:///FILE or a server): resumable, shared by workers; default: memory",
+        identity=False,
+    )
+    board: str = option("", "FPGA board of --budget luts=N")
+    target_fps: float = option(0.0, "frames per second of the design in --budget luts=N; 0: the smallest design", low=0)
     finetune: bool = option(
         False, "train the quantized model against the float one (needs --train; labels are optional)"
     )

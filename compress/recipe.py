@@ -1,6 +1,6 @@
 """A compressed model on disk with no pickle: `recipe.json` rebuilds the module, `model.safetensors` is loaded strictly.
 
-Quantized weights are stored as integers (two to a byte up to 4 bits) and their scales.
+Quantized weights are stored as integers (four to a byte at 2 bits, two up to 4 bits) and their scales.
 """
 
 from __future__ import annotations
@@ -23,29 +23,38 @@ from deploy.checkpoint import instantiate
 from deploy.errors import UserError
 from deploy.inputs import InputSpec
 
-FORMAT = 1
+FORMAT = 2
 _KEYS = {"arch", "arch_args", "inputs", "preprocess", "merge", "fold", "plan"}
 RECIPE, STATE, FLOAT, PROGRAM = "recipe.json", "model.safetensors", "float.safetensors", "program.pt2"
 
 
+def per_byte(bits: int) -> int:
+    """How many weights of these bits a stored byte holds: four of 2 bits, two of up to 4, else one."""
+    return 4 if bits == 2 else 2 if bits <= 4 else 1
+
+
 def pack(values: Tensor, bits: int) -> Tensor:
-    """int8 integers of at most 4 bits, two to a byte (low nibble first); others as they are."""
-    if bits > 4:
+    """int8 integers of at most 4 bits, several to a byte (the first in the low bits); others as they are."""
+    count = per_byte(bits)
+    if count == 1:
         return values
+    width = 8 // count
     flat = values.reshape(-1)
-    if flat.numel() % 2:
-        flat = torch.cat([flat, flat.new_zeros(1)])
-    pairs = flat.to(torch.int16) & 15
-    return (pairs[0::2] | (pairs[1::2] << 4)).to(torch.uint8)
+    flat = torch.cat([flat, flat.new_zeros(-flat.numel() % count)]).to(torch.int16) & ((1 << width) - 1)
+    parts = [flat[k::count] << (k * width) for k in range(count)]
+    return torch.stack(parts).sum(0).to(torch.uint8)
 
 
 def unpack(stored: Tensor, bits: int, shape: torch.Size) -> Tensor:
     """Inverse of pack."""
-    if bits > 4:
+    count = per_byte(bits)
+    if count == 1:
         return stored.reshape(shape)
+    width = 8 // count
     raw = stored.to(torch.int16)
-    flat = torch.stack([raw & 15, raw >> 4], 1).reshape(-1)[: shape.numel()]
-    return torch.where(flat > 7, flat - 16, flat).to(torch.int8).reshape(shape)
+    fields = [(raw >> (k * width)) & ((1 << width) - 1) for k in range(count)]
+    flat = torch.stack(fields, 1).reshape(-1)[: shape.numel()]
+    return torch.where(flat >= 1 << (width - 1), flat - (1 << width), flat).to(torch.int8).reshape(shape)
 
 
 def structure(module: nn.Module, inputs: int, merge: bool, fold_norms: bool) -> tuple[nn.Module, list[Any]]:
@@ -77,6 +86,13 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
     return {k: (v.clone() if shared.setdefault(v.data_ptr(), k) != k else v) for k, v in state.items()}
 
 
+def stored_bytes(module: nn.Module) -> int:
+    """Size of the file that state_of(module) makes."""
+    from safetensors.torch import save
+
+    return len(save(state_of(module)))
+
+
 def store(path: Path, tensors: dict[str, Tensor], meta: dict[str, str] | None = None) -> None:
     """Write a safetensors file. A full disk is an OSError here, where the library's own writer would raise its own error."""
     from safetensors.torch import save
@@ -95,7 +111,7 @@ def restore(module: nn.Module, state: dict[str, Tensor], where: Path) -> None:
             raise UserError(f"{where} lacks {key!r} or its scale; run deploy compress again")
         weight: Tensor = layer.weight  # type: ignore[assignment]
         bits = scheme.bits_of(layer)
-        count = (weight.numel() + 1) // 2 if bits <= 4 else weight.numel()
+        count = -(-weight.numel() // per_byte(bits))
         if full[key].numel() != count:
             raise UserError(
                 f"{where} holds {full[key].numel()} values in {key!r}, the model wants {count}; run deploy compress again"

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from compress.recipe import per_byte
 from compress.stage import RECORD
-from deploy.report.sections import Section, Table
+from deploy.report.sections import Bars, Curves, Section, Table
 
 
 def _accuracy(record: dict[str, Any]) -> Table | None:
@@ -16,10 +17,7 @@ def _accuracy(record: dict[str, Any]) -> Table | None:
         return Table(
             "Accuracy",
             ("stage", "top-1 %", "samples"),
-            (
-                ("float (torch)", f"{rows['float_percent']:.2f}", int(rows["samples"])),
-                ("compressed (torch)", f"{rows['compressed_percent']:.2f}", int(rows["samples"])),
-            ),
+            tuple(_stages(record)),
             f"same class as float on {rows['agreement_percent']:.2f} % of the samples; {rows['sqnr_db']:.1f} dB signal to noise",
         )
     if "agreement_percent" in rows:
@@ -34,6 +32,98 @@ def _accuracy(record: dict[str, Any]) -> Table | None:
             "measured on the calibration samples, no labels; --eval gives accuracy",
         )
     return None
+
+
+def _stages(record: dict[str, Any]) -> list[tuple[str, str, int]]:
+    """(stage, top-1, samples) rows: float, post-training where it was fine-tuned, compressed."""
+    now, before = record["accuracy"], record.get("ptq_accuracy", {})
+    rows = [("float (torch)", f"{now['float_percent']:.2f}", int(now["samples"]))]
+    if "compressed_percent" in before:
+        rows.append(("post-training quantized (torch)", f"{before['compressed_percent']:.2f}", int(before["samples"])))
+    name = "fine-tuned (torch)" if before else "compressed (torch)"
+    return [*rows, (name, f"{now['compressed_percent']:.2f}", int(now["samples"]))]
+
+
+def _training(record: dict[str, Any]) -> list[Any]:
+    """The loss curve and the held-out metric of fine-tuning."""
+    row = record.get("finetune")
+    if not row:
+        return []
+    every = row["steps"] / max(1, len(row["losses"]))
+    steps = tuple(round((k + 0.5) * every, 1) for k in range(len(row["losses"])))
+    curve = Curves(
+        "Fine-tuning: loss",
+        (("training", steps, tuple(row["losses"])),),
+        "step",
+        "distillation loss",
+        log=min(row["losses"]) > 0,
+        note=f"{row['samples']:,} samples, {'labels' if row['labels'] else 'no labels'}, {row['processes']} process(es)",
+    )
+    rows = [("float model", f"{row['metric_float']:.2f}"), ("post-training", f"{row['metric_ptq']:.2f}")]
+    rows += [(f"epoch {k}", f"{v:.2f}") for k, v in enumerate(row["metrics"], 1)]
+    note = f"{row['held_out']} samples that were not trained on" + (
+        ", stopped at the bound" if row["stopped_early"] else ""
+    )
+    return [curve, Table("Fine-tuning: held-out metric", ("after", row["metric"]), tuple(rows), note)]
+
+
+def _search(record: dict[str, Any], config: dict[str, Any]) -> list[Any]:
+    """Sensitivity by layer; the Pareto front of a search with the command that applies each point."""
+    found = record.get("search")
+    if not found:
+        return []
+    layers = found["sensitivity"]
+    widths = [w for w in map(str, found["widths"]) if w != "8"]
+    parts: list[Any] = [
+        Bars(
+            "Sensitivity: loss with one layer at fewer bits, all others at 8",
+            tuple(n for n in layers for _ in widths),
+            tuple(layers[n][w] for n in layers for w in widths),
+            "",
+            groups=tuple(f"{w} bits" for _ in layers for w in widths),
+            mark=next(iter(layers.values()))["8"],
+            note=f"distillation loss on {found['samples']} samples, weights rounded to nearest; the dashed line has all layers at 8 bits",
+        )
+    ]
+    if "points" not in found:
+        return parts
+    points, best = found["points"], found["chosen"]
+    parts.append(
+        Curves(
+            "Search for bits: Pareto front",
+            (
+                ("best found", tuple(p["cost"] for p in points), tuple(p["loss"] for p in points)),
+                ("chosen", (best["cost"],), (best["loss"],)),
+                *((f"uniform {w}", (p["cost"],), (p["loss"],)) for w, p in list(found["uniform"].items())[:2]),
+            ),
+            found["cost"],
+            "distillation loss",
+            log=True,
+            dots=True,
+            note=f"{found['trials']} different trials",
+        )
+    )
+    base = f"deploy compress {config['model']} --bits {config['bits']} --act-bits {config['act_bits']}" + (
+        f" --calib {config['calib']}" if config["calib"] else ""
+    )
+    rows = [
+        (
+            ("→ " if p["bits"] == best["bits"] else "") + f"{p['cost']:,.0f}",
+            f"{p['loss']:.4f}",
+            f"{p['drop']:.2f}",
+            " ".join([base, *(f"--layer {f}" for f in found["flags"][str(k)])]),
+        )
+        for k, p in enumerate(points)
+    ]
+    parts.append(
+        Table(
+            "Points of the search",
+            (found["cost"], "loss", "points lost", "apply this point"),
+            tuple(rows),
+            "before second-order rounding and fine-tuning, which a run with these flags adds; points lost: agreement with the float model's classes",
+        )
+    )
+    return parts
 
 
 def section(folder: Path, manifest: dict[str, Any]) -> Section:
@@ -52,12 +142,14 @@ def section(folder: Path, manifest: dict[str, Any]) -> Section:
                 f"{row['macs']:,}",
                 f"{row['parameters']:,}",
                 f"{4 * row['parameters']:,}",
-                f"{(row['parameters'] + 1) // 2 if row['bits'] <= 4 else row['parameters']:,}",
+                f"{-(-row['parameters'] // per_byte(row['bits'])):,}",
             )
             for name, row in record["layers"].items()
         ),
     )
     parts: list[Any] = [t for t in (_accuracy(record),) if t is not None]
+    parts += _training(record)
+    parts += _search(record, manifest["config"])
     parts.append(layers)
     if record["float_layers"]:
         parts.append(Table("Layers left in float", ("layer", "why"), tuple(record["float_layers"].items())))

@@ -15,6 +15,7 @@ from compress import recipe as recipes
 from compress.api import compress
 from compress.command import inputs
 from compress.config import CompressConfig
+from compress.search.budget import parse
 from deploy import checkpoint, data
 from deploy.artifact import hash_input
 from deploy.checkpoint import flatten
@@ -102,6 +103,9 @@ def run_stage(config: CompressConfig, folder: Path) -> dict[str, Any]:
     _check_reload(folder, arch, result.module, loaded)
     if rank() == 0:
         shutil.rmtree(state, ignore_errors=True)
+    size = (folder / recipes.STATE).stat().st_size
+    if config.budget.startswith("size=") and size > parse(config.budget).limit:
+        raise BoundError(f"the file has {size:,} bytes, over --budget {config.budget}; allow more")
     record = result.record
     bits = Counter(row["bits"] for row in record["layers"].values())
     return {
@@ -120,10 +124,19 @@ def run_stage(config: CompressConfig, folder: Path) -> dict[str, Any]:
         "parameters": record["parameters"],
         "macs": record["macs"],
         "accuracy": record.get("accuracy", {}),
+        "search": _searched(record.get("search")),
         "ptq_accuracy": record.get("ptq_accuracy", {}),
         "finetune": {k: v for k, v in record.get("finetune", {}).items() if k not in ("loss", "losses", "metrics")},
         "methods": record["methods"],
     }
+
+
+def _searched(search: dict[str, Any] | None) -> dict[str, Any]:
+    if not search or "chosen" not in search:
+        return {}
+    return {
+        "budget": search["budget"], "trials": search["trials"], "cost": search["cost"], "value": search["chosen"]["cost"], "points_lost": search["chosen"]["drop"],
+    }  # fmt: skip
 
 
 def _training_key(config: CompressConfig) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compress.finetune.dataset import Augmented, Order
 from compress.finetune.losses import Loss

@@ -58,9 +58,10 @@ class Plan:
     per_channel: bool = True
     traced: bool = True
     skipped: dict[str, str] = field(default_factory=dict)
+    ends: set[str] = field(default_factory=set)  # first and last layers; not stored
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {k: v for k, v in asdict(self).items() if k != "ends"}
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Plan:
@@ -143,7 +144,7 @@ def make_plan(
     overrides = parse_overrides(config.layer)
     count = calls(gm) if gm is not None else {}
     shown = dict(count.items())
-    ends = _ends(gm, macs)
+    ends = plan.ends = _ends(gm, macs)
     used: set[str] = set()
     act_bits: dict[str, int] = {}
     for name, layer in root.named_modules():

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from deploy import __version__, artifact
 from deploy.errors import UserError
 from deploy.report.plots import svg
-from deploy.report.sections import Bars, Flow, Scatter, Section, Table
+from deploy.report.sections import Bars, Curves, Flow, Scatter, Section, Table
 from deploy.stage import Stage, discover
 
 
@@ -49,7 +49,7 @@ def collect(folder: Path, skip: Path) -> Run:
     )
 
 
-def _render(part: Table | Bars | Scatter | Flow) -> dict[str, Any]:
+def _render(part: Table | Bars | Scatter | Curves | Flow) -> dict[str, Any]:
     if isinstance(part, Table):
         numeric = [all(_number(row[i]) for row in part.rows) for i in range(len(part.columns))]
         return {"kind": "table", "table": part, "numeric": numeric, "title": part.title, "note": part.note}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import re
 
-from deploy.report.sections import Bars, Flow, Scatter
+from deploy.report.sections import Bars, Curves, Flow, Scatter
 
 COLORS = ("#94a3b8", "#2563eb", "#d97706", "#059669")
 
 
-def svg(part: Bars | Scatter | Flow) -> str:
+def svg(part: Bars | Scatter | Curves | Flow) -> str:
     """The plot as an <svg> element."""
     import matplotlib
 
@@ -32,6 +32,8 @@ def svg(part: Bars | Scatter | Flow) -> str:
     )
     if isinstance(part, Bars):
         figure = _bars(plt, part)
+    elif isinstance(part, Curves):
+        figure = _curves(plt, part)
     else:
         figure = _scatter(plt, part) if isinstance(part, Scatter) else _flow(plt, part)
     buffer = io.StringIO()
@@ -115,6 +117,22 @@ def _scatter(plt, part: Scatter):  # type: ignore[no-untyped-def]
     axis.grid(True, which="major", color="#e2e8f0", lw=0.6)
     if part.lines:
         axis.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def _curves(plt, part: Curves):  # type: ignore[no-untyped-def]
+    figure, axis = plt.subplots(figsize=(8.4, 3.2))
+    for k, (label, xs, ys) in enumerate(part.curves):
+        axis.plot(
+            xs, ys, color=COLORS[(k + 1) % len(COLORS)], lw=1.4, marker="o" if part.dots else None, ms=4, label=label
+        )
+    if part.log:
+        axis.set_yscale("log")
+    axis.set_xlabel(part.x_label)
+    axis.set_ylabel(part.y_label)
+    axis.grid(True, which="major", color="#e2e8f0", lw=0.6)
+    if len(part.curves) > 1:
+        axis.legend(frameon=False)
     return figure
 
 

@@ -45,6 +45,19 @@ class Scatter:
 
 
 @dataclass(frozen=True)
+class Curves:
+    """Lines (label, x values, y values) over one x axis; `log` makes the y axis logarithmic, `dots` marks every point."""
+
+    title: str
+    curves: tuple[tuple[str, tuple[float, ...], tuple[float, ...]], ...]
+    x_label: str
+    y_label: str
+    log: bool = False
+    dots: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Flow:
     """A dataflow graph: boxes of (name, text, share 0..1, which colours them) and arrows (from, to) between names."""
 
@@ -61,6 +74,6 @@ class Section:
     title: str
     notice: str = ""
     facts: tuple[tuple[str, str], ...] = ()
-    parts: tuple[Table | Bars | Scatter | Flow, ...] = ()
+    parts: tuple[Table | Bars | Scatter | Curves | Flow, ...] = ()
     remarks: tuple[str, ...] = ()
     data: dict[str, Any] = field(default_factory=dict)
