@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -136,19 +137,36 @@ def design(graph: ir.Graph, board: Board, folds: dict[str, fold.Fold], config: B
     return assemble(graph, folds, target, simulate.size_fifos(graph, folds, target, work, config.seed))
 
 
-def _fitting(
-    graph: ir.Graph, board: Board, found: fold.Folding, interval: int | None, config: BuildConfig, work: Path, labels: dict[str, str]
-) -> tuple[fold.Folding, Netlist, dict[str, synthesize.Cells], int]:  # fmt: skip
-    """(folding, netlist, cells by layer, how many of those were cached). Where Yosys counts more than the part has, the search
-    is run again with that much less to spend, at most twice."""
+@dataclass(frozen=True)
+class Proved:
+    """A design that was simulated and counted. cached: layers whose cells were known."""
+
+    found: fold.Folding
+    net: Netlist
+    cells: dict[str, synthesize.Cells]
+    cached: int
+    measured: simulate.Measured
+    outputs: list[np.ndarray]
+
+
+def _prove(
+    graph: ir.Graph, board: Board, found: fold.Folding, interval: int | None, config: BuildConfig, work: Path, values: dict[str, np.ndarray]
+) -> Proved:  # fmt: skip
+    """The design simulated while Yosys counts its cells. Where it counts more than the part has, the search is run again with
+    that much less to spend, at most twice."""
     budget = fold.Budget.of(board)
     for again in range(RETRIES + 1):
         net = design(graph, board, found.folds, config, work / f"size{again}")
-        if not config.utilization:
-            return found, net, {}, 0
-        log.info("build: synthesizing %d layers", len(net.layers()))
-        cells, cached = synthesize.by_layer(net, board, work / f"synthesis{again}", config.jobs)
-        tighter = tightened(budget, shares(cells, board))
+        with ThreadPoolExecutor(1) as pool:
+            counting = None
+            if config.utilization:
+                log.info("build: synthesizing %d layers", len(net.layers()))
+                counting = pool.submit(synthesize.by_layer, net, board, work / f"synthesis{again}", config.jobs)
+            log.info("build: simulating %d frames", len(next(iter(values.values()))))
+            measured, outputs = simulate.verify(graph, net, values, work / f"verify{again}", config.seed)
+            cells, cached = counting.result() if counting else ({}, 0)
+        proved = Proved(found, net, cells, cached, measured, outputs)
+        tighter = tightened(budget, shares(cells, board)) if cells else None
         if tighter is None or again == RETRIES:
             break
         other = fold.search(graph, board, interval, tighter)
@@ -156,7 +174,7 @@ def _fitting(
             break
         log.info("build: more than %s has; folding again", board.name)
         budget, found = tighter, other
-    return found, net, cells, cached
+    return proved
 
 
 def run_stage(config: BuildConfig, folder: Path) -> dict[str, Any]:
@@ -178,14 +196,15 @@ def run_stage(config: BuildConfig, folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="deploy-build-") as scratch:
         work = Path(scratch)
         (folder / QONNX).write_bytes(source.model.SerializeToString())
-        found, net, cells, cached = _fitting(graph, board, found, interval, config, work, labels)
+        values, batches = inputs_of(config, source, graph)
+        with ThreadPoolExecutor(1) as pool:
+            counting = pool.submit(finn_estimate.cycles, graph, found.folds)
+            proved = _prove(graph, board, found, interval, config, work, values)
+            estimate = counting.result() if proved.found is found else finn_estimate.cycles(graph, proved.found.folds)
+        found, net, cells, measured = proved.found, proved.net, proved.cells, proved.measured
         share = check_fit(cells, board, labels) if cells else None
         library.write(net, folder / "rtl")
-        status["rtl_generated"] = True
-        values, batches = inputs_of(config, source, graph)
-        log.info("build: simulating %d frames", len(next(iter(values.values()))))
-        measured, outputs = simulate.verify(graph, net, values, work / "verify", config.seed)
-        status["rtl_verified"] = True
+        status["rtl_generated"] = status["rtl_verified"] = True
         flat = synthesize.flat(net, board, work / "flat") if config.utilization and config.flat else None
         if config.netlist:
             log.info("build: simulating the mapped netlist")
@@ -210,7 +229,6 @@ def run_stage(config: BuildConfig, folder: Path) -> dict[str, Any]:
             measured,
             source.preprocess,
         )
-    estimate = finn_estimate.cycles(graph, found.folds)
     summary: dict[str, Any] = {
         "board": board.name,
         "part": board.part,
@@ -222,7 +240,7 @@ def run_stage(config: BuildConfig, folder: Path) -> dict[str, Any]:
         "status": status,
         "cells": asdict(synthesize.total(cells)) if cells else None,
         "share": share,
-        "accuracy": _accuracy(graph, batches, outputs, values),
+        "accuracy": _accuracy(graph, batches, proved.outputs, values),
         "remarks": remarks,
         "bitstream": bit,
     }
@@ -230,7 +248,7 @@ def run_stage(config: BuildConfig, folder: Path) -> dict[str, Any]:
         **summary,
         "rows": _rows(graph, net, found, cells, labels),
         "edges": [(t, n.name) for n in graph.nodes for t in n.inputs],
-        "cached_layers": cached,
+        "cached_layers": proved.cached,
         "flat": asdict(flat) if flat else None,
         "depths": {i.name: i.params["DEPTH"] for i in net.fifos()},
         "folds": {k: asdict(v) for k, v in found.folds.items()},
