@@ -43,6 +43,8 @@ def stamp(args: dict[str, Any] | None = None) -> dict[str, Any]:
         "torchvision",
         "timm",
         "brevitas",
+        "accelerate",
+        "optuna",
         "onnx",
         "onnxruntime",
         "apache-tvm",

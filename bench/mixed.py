@@ -38,7 +38,7 @@ def main() -> None:
 
             def measure(config: CompressConfig, **more: Any) -> int:
                 done = compress(net, config, inputs=SPECS, calibration=calibration, evaluation=test)  # noqa: B023
-                size = recipe.stored_bytes(done.module)
+                size = recipe.stored_bytes(recipe.state_of(done.module))
                 row = {
                     "network": name, "activations": act, **more, "bytes": size, "float": done.record["accuracy"]["float_percent"],  # noqa: B023
                     "top1": done.record["accuracy"]["compressed_percent"], "agreement": done.record["accuracy"]["agreement_percent"],

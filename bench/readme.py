@@ -83,6 +83,8 @@ def fpga() -> str:
         if not (ROOT / "bench" / f"fpga_{part}.json").is_file():
             continue
         for name, r in _load(f"fpga_{part}")["rows"].items():
+            if r["board"] in ("pynq-z1", "ultra96-v2"):  # the same parts as pynq-z2 and ultra96
+                continue
             m, c = r["measured"], r["cells"]
             label = ("Fashion-MNIST CNN " if part != "networks" else "") + name
             bit = (
@@ -109,7 +111,61 @@ def fpga() -> str:
     return _table(head, body)
 
 
-TABLES = {"fashion": fashion, "mobilenet": mobilenet, "speed": speed, "cost": cost, "fpga": fpga}
+def finetune() -> str:
+    body = []
+    for network, label in (("fashion", "demonstration CNN"), ("mobilenet", "MobileNetV2 0.35")):
+        for bits, r in _load(f"finetune_{network}")["rows"].items():
+            body.append([label, bits, f"{r['float']:.2f} %", f"{r['ptq']:.2f} %", f"{r['qat']:.2f} %", f"{r['agreement_ptq']:.2f} → {r['agreement_qat']:.2f} %",
+                         f"{r['epochs']}, {r['seconds'] / 60:.0f} min"])  # fmt: skip
+    return _table(
+        ["network", "bits", "float", "post-training", "fine-tuned", "same class as float", "epochs, time on 2 cores"],
+        body,
+    )
+
+
+def mixed() -> str:
+    body = []
+    rows = _load("mixed")["rows"]
+    for network in dict.fromkeys(r["network"] for r in rows):
+        for act in dict.fromkeys(r["activations"] for r in rows if r["network"] == network):
+            for how in dict.fromkeys(r["how"] for r in rows):
+                same = [r for r in rows if (r["network"], r["activations"], r["how"]) == (network, act, how)]
+                if same:
+                    tops, agree = [r["top1"] for r in same], [r["agreement"] for r in same]
+                    body.append([network, str(act), how, f"{max(r['bytes'] for r in same) / 1e3:.1f} kB", _range(tops), _range(agree), f"{statistics.median(r['sqnr_db'] for r in same):.1f} dB"])  # fmt: skip
+    head = ["network", "activation bits", "weights", "size", "top-1 %", "same class as float %", "signal to noise"]
+    return _table(head, body) + f"\n\nRanges: three seeds of the search, {_load('mixed')['trials']} trials each."
+
+
+def _range(values: list[float]) -> str:
+    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def convbn() -> str:
+    rows = _load("convbn_cost")["rows"]
+    modes = [m for m in next(iter(rows.values()))["time_ratio"] if m != "eval"]
+    body = [
+        [name, f"{r['saved_mb']['eval']:.0f} MB", *(f"{r['memory_ratio'][m]:.2f}, {r['time_ratio'][m]['median']:.2f} [{r['time_ratio'][m]['low']:.2f}, {r['time_ratio'][m]['high']:.2f}]" for m in modes)]
+        for name, r in rows.items()
+    ]  # fmt: skip
+    first = next(iter(rows.values()))
+    note = f"Memory, time [lowest, highest of {first['rounds']} alternated rounds] as ratios to Eval; {first['image']}x{first['image']} images."
+    return _table(["network", "Eval saves", *(m[0].upper() + m[1:] for m in modes)], body) + f"\n\n{note}"
+
+
+def stability() -> str:
+    rows = _load("convbn_stability")["rows"]
+    body = []
+    for lr in dict.fromkeys(r["lr"] for r in rows):
+        same = [r for r in rows if r["lr"] == lr]
+        body.append([f"{lr:g}", *(f"{statistics.mean(r[m] for r in same):.1f} [{min(r[m] for r in same):.1f}, {max(r[m] for r in same):.1f}]" for m in ("eval", "tune", "deploy"))])  # fmt: skip
+    return _table(["learning rate", "Eval", "Tune", "Deploy"], body)
+
+
+TABLES = {
+    "stability": stability, "finetune": finetune, "mixed": mixed, "convbn": convbn, "fashion": fashion, "mobilenet": mobilenet, "speed": speed, "cost": cost, "fpga": fpga,
+}  # fmt: skip
 
 
 def main() -> None:

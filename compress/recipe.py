@@ -86,11 +86,11 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
     return {k: (v.clone() if shared.setdefault(v.data_ptr(), k) != k else v) for k, v in state.items()}
 
 
-def stored_bytes(module: nn.Module) -> int:
-    """Size of the file that state_of(module) makes."""
+def stored_bytes(state: dict[str, Tensor]) -> int:
+    """Size of the file that a state makes."""
     from safetensors.torch import save
 
-    return len(save(state_of(module)))
+    return len(save(state))
 
 
 def store(path: Path, tensors: dict[str, Tensor], meta: dict[str, str] | None = None) -> None:

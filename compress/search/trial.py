@@ -47,15 +47,17 @@ class Bench:
                 scale = weight_scales(weight, bits, axis, channel, "mse")
                 high = (1 << (bits - 1)) - 1
                 self.table[name, bits] = torch.clamp(torch.round(weight / scale), -high, high) * scale, scale
-        self.rest = recipes.stored_bytes(self.module) - sum(
-            m.weight.numel()
-            for m in self.layers.values()  # type: ignore[operator, union-attr]
-        )
+        self.state = recipes.state_of(self.module)
         self.elements = {n: int(m.weight.numel()) for n, m in self.layers.items()}  # type: ignore[operator, union-attr]
 
     def size(self, bits: Bits) -> int:
         """Bytes of the stored file at these bits."""
-        return self.rest + sum(-(-self.elements[n] // recipes.per_byte(b)) for n, b in bits.items())
+        state = dict(self.state)
+        for name, width in bits.items():
+            if (count := recipes.per_byte(width)) > 1:
+                inner = f"{name}.layer" if self.plan.layers[name].around else name
+                state[f"{inner}.weight"] = torch.empty(-(-self.elements[name] // count), dtype=torch.uint8)
+        return recipes.stored_bytes(state)
 
     @torch.no_grad()
     def loss(self, bits: Bits) -> float:
