@@ -1,6 +1,6 @@
 """FPGA builds, measured: the demonstration model for every board, the named networks, the ULX3S bitstream.
 
-    python bench/fpga.py demo | networks | ulx3s      -> bench/fpga_<part>.json
+    python bench/fpga.py demo | networks | ulx3s | rebuild      -> bench/fpga_<part>.json
 
 Every figure is simulated (Verilator), synthesized (Yosys) or placed (nextpnr); nothing ran on a board.
 """
@@ -8,6 +8,7 @@ Every figure is simulated (Verilator), synthesized (Yosys) or placed (nextpnr); 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from onnx import numpy_helper
 
 from bench.common import save, stamp
 from bench.networks import NAMED, Net
@@ -147,7 +149,34 @@ def ulx3s(root: Path) -> dict[str, Any]:
     }
 
 
+def rebuild(root: Path) -> dict[str, Any]:
+    """Wall time on pynq-z2 of the demonstration model with empty caches, with one weight of one layer changed, and unchanged."""
+    os.environ["XDG_CACHE_HOME"] = str(root / "cache")
+    export = Path(_exports(root)["W4A8"])
+    model = onnx.load(export / "model.qonnx.onnx")
+    values = {i.name: i for i in model.graph.initializer}
+    node = next(
+        n for n in model.graph.node if n.op_type == "Quant" and "features.4" in n.name + n.input[0] and n.input[0] in values and len(values[n.input[0]].dims) == 4
+    )  # fmt: skip
+    weight, scale = (numpy_helper.to_array(values[n]).copy() for n in node.input[:2])
+    weight[0, 0, 0, 0] += scale.reshape(-1)[0] * (1 if weight[0, 0, 0, 0] <= 0 else -1)
+    values[node.input[0]].CopyFrom(numpy_helper.from_array(weight, node.input[0]))
+    onnx.save(model, root / "changed.onnx")
+    rows = {}
+    for name, source in (
+        ("cold", export),
+        ("one layer changed", root / "changed.onnx"),
+        ("unchanged", root / "changed.onnx"),
+    ):
+        row = _build(
+            str(source), root / f"built-{name}", "--board", "pynq-z2", "--target-fps", "1000", "--eval", str(FASHION / "test1000.npz"), "--frames", "100",
+        )  # fmt: skip
+        rows[name] = {k: row[k] for k in ("seconds", "cached_layers")}
+        print(name, rows[name], flush=True)
+    return rows
+
+
 if __name__ == "__main__":
-    part = {f.__name__: f for f in (demo, networks, ulx3s)}[sys.argv[1]]
+    part = {f.__name__: f for f in (demo, networks, ulx3s, rebuild)}[sys.argv[1]]
     with tempfile.TemporaryDirectory() as made:
         save(f"fpga_{sys.argv[1]}", {**stamp(), "rows": part(Path(made))})

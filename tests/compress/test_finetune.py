@@ -24,6 +24,8 @@ from compress.finetune.losses import distill
 from compress.quantize import qat, scheme
 from compress.quantize.plan import Plan
 from deploy.checkpoint import flatten
+from export import onnxfile
+from hw.fpga.lower import lower
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--calib", CALIB, "--calib-samples", "64", "--finetune", "--batch", "32", "--held-out", "0.1")
@@ -62,6 +64,8 @@ def test_the_result_is_an_ordinary_compressed_model(tuned: Path, tmp_path: Path)
     ran = deploy("export", str(tuned), "-o", str(tmp_path / "e"), "-q")
     assert ran.code == 0, ran.err
     assert deploy("verify", str(tmp_path / "e")).code == 0
+    lowered = lower(onnxfile.load(tmp_path / "e" / "model.qonnx.onnx", check=False))
+    assert not lowered.problems and len(lowered.graph.nodes) == 17  # and the FPGA build takes it
 
 
 def test_no_training_state_is_left(tuned: Path) -> None:
