@@ -9,7 +9,8 @@ With s = gamma / sqrt(var + eps) and the running statistics held constant:
 
 Tune is done without a graph: a layer returns a `Deferred` output. An eval-mode batch_norm that takes it computes the folded
 layer; anything else that looks at its values gets the plain ones, and leaves the layer in Eval mode. So control flow, functional calls, layers shared by several
-BatchNorms and outputs used elsewhere need no special case.
+BatchNorms and outputs used elsewhere need no special case. One thing is refused: an operation that changes a layer's input in
+place between the layer and its BatchNorm.
 """
 
 from __future__ import annotations
@@ -148,7 +149,15 @@ class _Forward:
         if isinstance(x, Deferred):
             x = x.plain()
         batched = isinstance(layer, nn.Linear) or x.ndim == layer.weight.ndim
-        if self.off or args or kwargs or not batched or layer._backward_hooks or layer._backward_pre_hooks:
+        if (
+            self.off
+            or x.is_inference()
+            or args
+            or kwargs
+            or not batched
+            or layer._backward_hooks
+            or layer._backward_pre_hooks
+        ):
             return type(layer).forward(layer, x, *args, **kwargs)  # type: ignore[no-any-return]
         shape = self.shapes.get(x.shape)
         if shape is None:
@@ -169,10 +178,10 @@ def _release(module: nn.Module) -> None:
     for layer in module.modules():
         for key in [k for k, hook in layer._forward_hooks.items() if hook is _computed]:
             del layer._forward_hooks[key]
-        if isinstance(layer, LAYERS):
-            layer.__dict__.pop("forward", None)
-        if isinstance(layer, NORMS):
-            layer.__dict__.pop("train", None)
+        if isinstance(layer.__dict__.get("forward"), _Forward):
+            del layer.__dict__["forward"]
+        if getattr(layer.__dict__.get("train"), "func", None) is _stay_frozen:
+            del layer.__dict__["train"]
 
 
 def _defer(module: nn.Module, gate: bool, seen: Callable[[nn.Module, Any], None] | None = None) -> None:

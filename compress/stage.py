@@ -19,10 +19,9 @@ from compress.search.budget import parse
 from deploy import checkpoint, data
 from deploy.artifact import hash_input
 from deploy.checkpoint import flatten
-from deploy.config import as_dict
 from deploy.errors import BoundError, UserError
 from deploy.inputs import examples
-from deploy.runner import rank
+from deploy.runner import rank, settings_of
 
 RECORD = "record.json"
 
@@ -101,11 +100,11 @@ def run_stage(config: CompressConfig, folder: Path) -> dict[str, Any]:
     recipes.store(folder / recipes.STATE, recipes.state_of(result.module))
     arch = config.arch if loaded.arch and loaded.arch.partition(":")[0] not in ("deploy", "timm", "torchvision") else ""
     _check_reload(folder, arch, result.module, loaded)
-    if rank() == 0:
-        shutil.rmtree(state, ignore_errors=True)
     size = (folder / recipes.STATE).stat().st_size
     if config.budget.startswith("size=") and size > parse(config.budget).limit:
         raise BoundError(f"the file has {size:,} bytes, over --budget {config.budget}; allow more")
+    if rank() == 0:
+        shutil.rmtree(state, ignore_errors=True)
     record = result.record
     bits = Counter(row["bits"] for row in record["layers"].values())
     return {
@@ -141,9 +140,13 @@ def _searched(search: dict[str, Any] | None) -> dict[str, Any]:
 
 def _training_key(config: CompressConfig) -> str:
     """What a saved training state must have been made for: every setting that decides the result, and the files."""
-    files = {n: hash_input(p) for n, p in inputs(config).items()} if config.finetune else {}
-    settings = {k: v for k, v in as_dict(config, identity_only=True).items() if k not in files}
-    return hashlib.sha256(json.dumps([settings, files], sort_keys=True, default=str).encode()).hexdigest()
+    if not config.finetune:
+        return ""
+    paths = inputs(config)
+    files = {n: hash_input(p) for n, p in paths.items()}
+    return hashlib.sha256(
+        json.dumps([settings_of(config, paths), files], sort_keys=True, default=str).encode()
+    ).hexdigest()
 
 
 @torch.no_grad()

@@ -27,9 +27,22 @@ class Finished:
     reused: bool
 
 
+def processes() -> int:
+    """How many processes a launcher (torchrun, accelerate launch) started; 1 without one."""
+    size = os.environ.get("WORLD_SIZE", "")
+    return int(size) if size.isdigit() and os.environ.get("MASTER_ADDR") else 1
+
+
 def rank() -> int:
-    """This process' number among those that a launcher (torchrun, accelerate launch) started; 0 for a lone one."""
-    return int(os.environ.get("RANK") or 0)
+    """This process' number among those of a launcher; 0 for a lone one."""
+    number = os.environ.get("RANK", "")
+    return int(number) if number.isdigit() and processes() > 1 else 0
+
+
+def settings_of(config: Any, inputs: dict[str, Path]) -> dict[str, Any]:
+    """The settings that decide a result, without the paths of its inputs: their content counts, not their name."""
+    settings = as_dict(config, identity_only=True)
+    return {k: v for k, v in settings.items() if k not in inputs or Path(str(v)).absolute() != inputs[k].absolute()}
 
 
 def _place(target: Path) -> AbstractContextManager[Path]:
@@ -55,11 +68,7 @@ def execute(stage: Stage, config: Any) -> Finished:
     artifact.check_target(target)
     hashes = {name: artifact.hash_input(path) for name, path in inputs.items()}
     used = artifact.versions(stage.packages, stage.machine)
-    settings = as_dict(config, identity_only=True)
-    for name in inputs:
-        if Path(str(settings.get(name, ""))).absolute() == inputs[name]:  # a path: its content counts, not its name
-            settings.pop(name)
-    key = artifact.identity(stage.name, settings, hashes, used)
+    key = artifact.identity(stage.name, settings_of(config, inputs), hashes, used)
     manifest = artifact.reusable(target, key)
     if manifest is not None:
         log.info("%s: %s is up to date, reused", stage.name, target)

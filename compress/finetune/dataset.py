@@ -85,7 +85,7 @@ class Order:
         return self.count // self.batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.epoch) % 2**63)
         order = torch.randperm(self.count, generator=generator).tolist()
         for k in range(self.start, len(self)):
             yield order[k * self.batch_size : (k + 1) * self.batch_size]
@@ -109,7 +109,7 @@ class Augmented(torch.utils.data.Dataset[list[Tensor]]):
         """[N, 4] random numbers of this epoch, the same in every process."""
         epoch = self.order.epoch
         if self._random[0] != epoch:
-            generator = torch.Generator().manual_seed(self.seed * 7_368_787 + epoch)
+            generator = torch.Generator().manual_seed((self.seed * 7_368_787 + epoch) % 2**63)
             self._random = (epoch, torch.rand(len(self.samples), 4, generator=generator))
         return self._random[1]
 

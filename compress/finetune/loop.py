@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from deploy.artifact import fsync_tree
 from deploy.checkpoint import flatten
 from deploy.errors import BoundError, UserError
 from deploy.progress import track
+from deploy.runner import processes
 
 WARM_UP = 0.05  # of all steps
 
@@ -86,24 +88,25 @@ def accelerator() -> Any:
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         rng_types=[],
     )
-    if hub.num_processes != int(os.environ.get("WORLD_SIZE") or 1):
+    if processes() > 1 and hub.num_processes != processes():
         raise UserError(
-            f"{os.environ['WORLD_SIZE']} processes were started, but accelerate joined {hub.num_processes}; start them with accelerate launch or torchrun"
+            f"{processes()} processes were started, but accelerate joined {hub.num_processes}; start them with accelerate launch or torchrun"
         )
     return hub
 
 
-def _own_weights(hub: Any) -> None:
-    """Save and load weights in place of Accelerate: Brevitas makes new parameters when it loads a state, which the optimizer
-    would not know."""
+def _own_state(hub: Any, plan: Any, progress: Progress) -> None:
+    """Save and load weights and position in place of Accelerate: Brevitas makes new parameters when it loads a state, which the
+    optimizer would not know, and Accelerate would unpickle other objects."""
     from safetensors.torch import load_file, save
 
     def before_saving(models: list[nn.Module], weights: list[Any], folder: str) -> None:
         if hub.is_main_process:
             state = dict(hub.unwrap_model(models[0]).named_parameters())
-            (Path(folder) / "weights.safetensors").write_bytes(
-                save({n: p.detach().cpu().contiguous() for n, p in state.items()})
-            )
+            tensors = {n: p.detach().cpu().contiguous() for n, p in state.items()}
+            (Path(folder) / "weights.safetensors").write_bytes(save(tensors))
+            position = {"schedule": plan.last_epoch, **progress.state_dict()}
+            (Path(folder) / "position.json").write_text(json.dumps(position))
         weights.clear()
 
     def before_loading(models: list[nn.Module], folder: str) -> None:
@@ -112,9 +115,41 @@ def _own_weights(hub: Any) -> None:
             for name, p in hub.unwrap_model(models[0]).named_parameters():
                 p.copy_(state[name])
         models.clear()
+        position = json.loads((Path(folder) / "position.json").read_text())
+        plan.last_epoch = int(position.pop("schedule"))
+        progress.load_state_dict(position)
 
     hub.register_save_state_pre_hook(before_saving)
     hub.register_load_state_pre_hook(before_loading)
+
+
+def _resume(hub: Any, options: Options) -> None:
+    """Go on from a saved state where there is one. Raises UserError when it is damaged, or not every process sees it."""
+    from accelerate.utils import gather_object
+    from safetensors import SafetensorError
+
+    found = saved(options.state, options.key)
+    names = gather_object([found.name if found else ""])
+    if len(set(names)) > 1:
+        raise UserError(
+            "some processes see a saved training state and others do not; the output's folder must be shared by all hosts, or the state removed"
+        )
+    if found is None:
+        return
+    try:
+        hub.load_state(str(found))
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        EOFError,
+        SafetensorError,
+        UnpicklingError,
+    ):
+        raise UserError(f"{found} is damaged; remove it to train from the start") from None
 
 
 def _save(hub: Any, options: Options, progress: Progress) -> None:
@@ -129,7 +164,7 @@ def _save(hub: Any, options: Options, progress: Progress) -> None:
     hub.save_state(str(fresh))
     hub.wait_for_everyone()
     if hub.is_main_process:
-        (fresh / "key.json").write_text(json.dumps({"key": options.key, "processes": hub.num_processes}))
+        (fresh / "key.json").write_text(json.dumps({"key": options.key}))
         fsync_tree(fresh)
         old = [p for p in options.state.iterdir() if p.name.startswith("step-")]
         shutil.rmtree(final, ignore_errors=True)
@@ -189,11 +224,8 @@ def train(
     wrapped, optimizer, loader = hub.prepare(module, optimizer, loader)
     least = [v.to(hub.device) for v in least]
     progress = Progress()
-    hub.register_for_checkpointing(plan, progress)
-    _own_weights(hub)
-    found = saved(options.state, options.key)
-    if found is not None:
-        hub.load_state(str(found))
+    _own_state(hub, plan, progress)
+    _resume(hub, options)
     while progress.epoch < options.epochs and not progress.stopped:
         order.epoch, order.start = progress.epoch, progress.step
         label = _Label(progress, len(order), options.epochs)

@@ -82,6 +82,8 @@ def finetune(
     samples = Samples.of(training)
     if samples.labels is None and config.label_weight:
         raise UserError("--label-weight needs labels, and --train has none; leave it at 0")
+    if samples.labels is not None and config.label_weight and not config.loss:
+        _check_labels(samples, teacher)
     samples, held = split(samples, config.held_out, config.seed)
     order = Order(len(samples), config.batch, config.seed)
     data = Augmented(samples, AUGMENT[config.augment], config.seed, order)
@@ -122,6 +124,17 @@ def finetune(
         "loss": [float(np.mean(done.losses[k : k + steps])) for k in range(0, len(done.losses), steps)],
         "losses": [round(v, 7) for v in _thinned(done.losses)],
     }
+
+
+def _check_labels(samples: Samples, teacher: nn.Module) -> None:
+    """Raises UserError for labels that are not classes of the model."""
+    assert samples.labels is not None
+    out = _outputs(teacher, samples.take(torch.arange(1)))
+    low, high = int(samples.labels.min()), int(samples.labels.max())
+    if samples.labels.ndim != 1 or out.ndim != 2 or low < 0 or high >= out.shape[1]:
+        raise UserError(
+            f"--label-weight wants one class number per sample, 0 to {out.shape[1] - 1 if out.ndim == 2 else '?'}; --train has {low} to {high}"
+        )
 
 
 def _thinned(values: list[float], most: int = 500) -> list[float]:

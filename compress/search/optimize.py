@@ -7,6 +7,7 @@ saved goes next), so that the search starts from what a person would try; the re
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,16 +20,15 @@ from deploy.progress import track
 log = logging.getLogger(__name__)
 Cost = Callable[[Bits], float]
 Widths = dict[str, list[int]]
-WORST_DROP = 100.0
 
 
 @dataclass(frozen=True)
 class Point:
-    """One trial: loss (distillation), cost, points of agreement lost against the float model, bits by layer."""
+    """One trial: loss (distillation), cost, points of agreement lost against the float model (None: no classes), bits."""
 
     loss: float
     cost: float
-    drop: float
+    drop: float | None
     bits: Bits
 
     def to_json(self) -> dict[str, Any]:
@@ -67,10 +67,11 @@ def pareto(points: list[Point]) -> list[Point]:
 def choose(points: list[Point], budget: Budget) -> Point:
     """The least loss within a cost, or the least cost within the points that may be lost. Raises BoundError for none."""
     if budget.kind == "accuracy":
-        able = [p for p in points if p.drop <= budget.limit]
+        drops = [p.drop for p in points if p.drop is not None]
+        able = [p for p in points if p.drop is not None and p.drop <= budget.limit]
         if not able:
             raise BoundError(
-                f"no trial keeps within {budget.limit:g} points of the float model (best: {min(p.drop for p in points):.2f} lost); "
+                f"no trial keeps within {budget.limit:g} points of the float model (best: {min(drops):.2f} lost); "
                 "allow more, or raise --first-last-bits"
             )
         return min(able, key=lambda p: (p.cost, p.loss))
@@ -105,8 +106,9 @@ def search(
             f"--study {storage} cannot be opened ({str(error).splitlines()[0][:120]}); check the URL"
         ) from None
     begun = len(study.get_trials(deepcopy=False))
-    # workers that join later must not repeat the first one's draws
-    study.sampler = optuna.samplers.TPESampler(seed=seed + begun, multivariate=True, n_startup_trials=0)
+    # a lone search is repeatable; workers of a shared one must not repeat each other's draws
+    own = int.from_bytes(os.urandom(4), "little") if storage else 0
+    study.sampler = optuna.samplers.TPESampler(seed=(seed + own) % 2**32, multivariate=True, n_startup_trials=0)
     if not begun:
         for bits in _first(bench, sensitivity, widths, trials):
             study.enqueue_trial(bits, skip_if_exists=True)
@@ -125,11 +127,15 @@ def search(
             study.tell(trial, same.values)
             continue
         loss = bench.loss(bits)
-        trial.set_user_attr("drop", 100.0 - bench.agreement())
+        same_class = bench.agreement()
+        trial.set_user_attr("drop", None if same_class is None else 100.0 - same_class)
         study.tell(trial, (loss, cost(bits)))
-    rows = {tuple(t.params[n] for n in bench.names): t for t in done()}
+    finished = sorted(done(), key=lambda t: t.number)[
+        : max(trials, 1)
+    ]  # the same for every worker that saw them finish
+    rows = {tuple(t.params[n] for n in bench.names): t for t in finished}
     return [
-        Point(t.values[0], t.values[1], t.user_attrs.get("drop", WORST_DROP), dict(zip(bench.names, key, strict=True)))
+        Point(t.values[0], t.values[1], t.user_attrs.get("drop"), dict(zip(bench.names, key, strict=True)))
         for key, t in rows.items()
     ]
 

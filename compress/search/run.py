@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +14,7 @@ from compress.quantize.plan import Plan, parse_overrides
 from compress.search.budget import cost, parse
 from compress.search.optimize import Point, Widths, choose, pareto, search
 from compress.search.trial import WIDTHS, Bench, Bits
+from deploy.config import as_dict
 from deploy.errors import UserError
 from deploy.inputs import InputSpec
 
@@ -25,6 +28,10 @@ def assign(
     samples, and what the search raises."""
     if not batches:
         raise UserError("--budget and --sensitivity measure layers on samples; give --calib DATA")
+    if config.study and int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise UserError(
+            "--study shares a search among commands, not among the processes of one; search first, then train with the --layer flags it prints"
+        )
     used, count = [], 0
     for batch in batches:
         if count < SAMPLES:
@@ -86,17 +93,15 @@ def _uniform(points: list[Point], widths: Widths, width: int) -> Point | None:
 
 
 def _name(bench: Bench, config: CompressConfig) -> str:
-    """The study's name: trials are shared only among runs with the same layers, cost and precision of the activations."""
-    import hashlib
-
-    what = [
-        bench.elements,
-        config.budget.partition("=")[0],
-        config.act_bits,
-        config.first_last_bits,
-        config.layer,
-        config.board,
-        config.target_fps,
-        config.calib,
-    ]
-    return "bits-" + hashlib.sha256(repr(what).encode()).hexdigest()[:16]
+    """The study's name: trials are shared only among runs of the same weights, samples and settings (the limit of the budget
+    and the number of trials may differ)."""
+    digest = hashlib.sha256()
+    free = {"budget", "trials", "seed", "model", "calib", "eval", "eval_samples", "train", "finetune", "output"}
+    rows = {k: v for k, v in as_dict(config, identity_only=True).items() if k not in free}
+    digest.update(
+        repr([sorted(rows.items()), config.budget.partition("=")[0], sorted(bench.elements.items())]).encode()
+    )
+    for values in (bench.state.values(), *bench.batches, *bench.wanted):
+        for tensor in values:
+            digest.update(tensor.detach().contiguous().numpy().tobytes())
+    return "bits-" + digest.hexdigest()[:16]

@@ -43,7 +43,7 @@ class Bench:
         for name, layer in self.layers.items():
             weight = root.get_submodule(name).weight.data
             axis, channel = scheme.output_axis(layer), scheme.is_per_channel(layer)
-            for bits in WIDTHS:
+            for bits in {*WIDTHS, plan.layers[name].bits}:
                 scale = weight_scales(weight, bits, axis, channel, "mse")
                 high = (1 << (bits - 1)) - 1
                 self.table[name, bits] = torch.clamp(torch.round(weight / scale), -high, high) * scale, scale
@@ -77,10 +77,10 @@ class Bench:
         """Whether the first output is class scores [N, C]."""
         return self.wanted[0][0].ndim == 2 and self.wanted[0][0].shape[1] > 1
 
-    def agreement(self) -> float:
-        """Per cent of the samples whose class is the float model's, at the bits of the last loss(); nan without classes."""
+    def agreement(self) -> float | None:
+        """Per cent of the samples whose class is the float model's, at the bits of the last loss(); None without classes."""
         if not self.classifies:
-            return float("nan")
+            return None
         same = count = 0
         with torch.no_grad():
             for batch, wanted in zip(self.batches, self.wanted, strict=True):

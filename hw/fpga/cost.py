@@ -11,7 +11,7 @@ from boards.board import Board
 from deploy.inputs import InputSpec
 from export.torch2onnx import export_quantized
 from hw.fpga import fold, ir, reference
-from hw.fpga.checks import board_of
+from hw.fpga.checks import board_of, check_folding, interval_of
 from hw.fpga.config import BuildConfig
 from hw.fpga.lower import lower
 from hw.fpga.lower.problems import refuse
@@ -23,15 +23,20 @@ def luts(module: nn.Module, specs: Sequence[InputSpec], board: str, fps: float) 
     """A function: bits by layer -> LUTs (six-input) of the design for `board` at `fps` frames per second (0: of the smallest).
 
     module: the model quantized to 8 bits. The same graph serves for all widths, with weights cut to theirs. Raises UserError
-    where the board or an operator is none for hardware.
+    where the board or an operator is none for hardware, BoundError where the frame rate is out of reach.
     """
     part: Board = board_of(BuildConfig(board=board))
     lowered = lower(export_quantized(module, list(specs))[0])
     refuse(lowered.problems, "the model")
-    interval = int(part.clocks_mhz[0] * 1e6 / fps) if fps else ANY_SPEED
+    clock = part.clocks_mhz[0]
+    interval = interval_of(BuildConfig(target_fps=fps), clock) or ANY_SPEED
 
     def count(bits: dict[str, int]) -> float:
-        return fold.search(narrowed(lowered.graph, bits), part, interval).lut
+        graph = narrowed(lowered.graph, bits)
+        found = fold.search(graph, part, interval)
+        if found.interval > interval:
+            check_folding(found, graph, interval, part, clock, fps)
+        return found.lut
 
     return count
 

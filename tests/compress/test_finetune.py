@@ -194,9 +194,13 @@ def test_distillation_is_zero_at_the_teacher_and_counts_every_output() -> None:
         (("--finetune", "--train", CALIB, "--batch", "400"), 2, "fewer than --batch 400"),
         (("--finetune", "--train", CALIB, "--metric", "numpy:mean"), 2, "--metric compares with labels"),
         (("--finetune", "--train", "/nowhere.npz"), 2, "does not exist"),
+        (("--finetune", "--train", "shifted.npz", "--label-weight", "0.5"), 2, "0 to 9; --train has 1 to 10"),
     ],
 )
 def test_faults_are_one_sentence(tmp_path: Path, flags: tuple[str, ...], code: int, text: str) -> None:
+    test = np.load(TEST)
+    np.savez(tmp_path / "shifted.npz", x=test["x"][:200], y=test["y"][:200] + 1)
+    flags = tuple(f.replace("shifted.npz", str(tmp_path / "shifted.npz")) for f in flags)
     ran = deploy("compress", MODEL, "--calib", CALIB, "--calib-samples", "32", "-o", str(tmp_path / "o"), *flags)
     assert ran.code == code, ran.err
     assert text in ran.err and "Traceback" not in ran.err
@@ -276,6 +280,12 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert not (tmp_path / "cut").exists()
     other = deploy(*_command(tmp_path / "cut", "--lr", "0.02"))
     assert other.code == 2 and "training state of other settings" in other.err
+    newest = max(state.glob("step-*"))
+    assert not list(newest.glob("custom*"))  # nothing of ours is a pickle
+    (newest / "position.json").rename(newest / "kept")
+    damaged = deploy(*_command(tmp_path / "cut"))
+    assert damaged.code == 2 and "is damaged; remove it" in damaged.err
+    (newest / "kept").rename(newest / "position.json")
     again = subprocess.run(
         [*python, *_command(tmp_path / "cut")], env=_environment(), capture_output=True, text=True, check=False
     )

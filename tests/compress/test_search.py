@@ -11,6 +11,7 @@ from conftest import CALIB, MODEL, TEST, deploy
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compress.config import CompressConfig
 from compress.search.budget import Budget, parse
 from compress.search.optimize import Point, choose, greedy, pareto, search
 from compress.search.trial import Bench
@@ -89,6 +90,7 @@ def test_luts_of_a_board(tmp_path: Path) -> None:
         (("--budget", "speed=3"), 2, "is no budget"),
         (("--budget", "accuracy=0.5"), 2, "written with a minus"),
         (("--budget", "size=0"), 2, "more than 0"),
+        (("--budget", "luts=99999", "--board", "pynq-z2", "--target-fps", "1e7"), 4, "cannot be reached"),
         (("--budget", "size=10kB"), 4, "no trial keeps size within 10,000"),
         (("--budget", "size=1MB", "--study", "sqlite:////nowhere/x.db"), 2, "--study"),
     ],
@@ -98,6 +100,29 @@ def test_faults(tmp_path: Path, flags: tuple[str, ...], code: int, text: str) ->
     assert ran.code == code, ran.err
     assert text in ran.err and "Traceback" not in ran.err
     assert not (tmp_path / "o").exists()
+
+
+def test_a_pinned_layer_keeps_its_width_and_a_large_seed_is_one(tmp_path: Path) -> None:
+    out = tmp_path / "o"
+    ran = deploy(
+        "compress", MODEL, *QUICK, "--trials", "4", "--budget", "size=0.3MB", "--layer", "features.3.0=6", "--seed", "5000000000", "-o", str(out)
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert json.loads((out / "record.json").read_text())["layers"]["features.3.0"]["bits"] == 6
+
+
+def test_studies_are_kept_apart(tmp_path: Path) -> None:
+    """Other samples (or weights): other trials, in the same storage."""
+    url = f"sqlite:///{tmp_path / 's.db'}"
+    losses = []
+    for count in ("32", "48"):
+        out = tmp_path / count
+        ran = deploy(
+            "compress", MODEL, *QUICK, "--calib-samples", count, "--trials", "4", "--budget", "size=0.3MB", "--study", url, "-o", str(out)
+        )  # fmt: skip
+        assert ran.code == 0, ran.err
+        losses.append(json.loads((out / "record.json").read_text())["search"]["uniform"]["8"]["loss"])
+    assert losses[0] != losses[1]
 
 
 def test_without_samples_or_optuna(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,6 +191,12 @@ def test_pareto_points_are_beaten_by_none(rows: list[tuple[int, int]]) -> None:
         assert any(q.loss <= p.loss and q.cost <= p.cost for q in front)
     for p in front:
         assert not any((q.loss < p.loss and q.cost <= p.cost) or (q.loss <= p.loss and q.cost < p.cost) for q in points)
+
+
+def test_a_board_without_a_budget_decides_nothing() -> None:
+    plain = CompressConfig(board="pynq-z2", target_fps=50.0, budget="size=1MB")
+    assert (plain.board, plain.target_fps) == ("", 0.0)
+    assert CompressConfig(board="pynq-z2", target_fps=50.0, budget="luts=9").board == "pynq-z2"
 
 
 def test_budgets() -> None:

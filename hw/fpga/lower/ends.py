@@ -107,6 +107,11 @@ def _largest(state: State, top_k: int) -> State:
     return replace(state, after=(*state.after, ("TopK", top_k)))
 
 
+def _keeps_order(name: str, axis: int, rank: int) -> bool:
+    """Whether a host function leaves the order of a pixel's channels as it is."""
+    return name in KEEPS_ORDER and (name not in ("Softmax", "LogSoftmax") or axis % rank == 1)
+
+
 def _label_select(
     context: Context,
     name: str,
@@ -120,7 +125,7 @@ def _label_select(
     if not after or after[-1][0] not in ("ArgMax", "TopK"):
         return False
     kind, value = after[-1]
-    index, able = state.channel_index(), all(n in KEEPS_ORDER for n, _ in after[:-1])
+    index, able = state.channel_index(), all(_keeps_order(n, a, state.rank) for n, a in after[:-1])
     if kind == "ArgMax" and (value % state.rank != 1 or index is None or not able):
         return False  # the host's
     if index is None or not able:
