@@ -57,20 +57,21 @@ def quantize(
     options = WalkOptions(config.ranges, chosen.weight_scale, chosen.rounding, chosen.bias_correction, config.seed)
     if isinstance(module, fx.GraphModule) and batches and (chosen.rounding == "gptq" or chosen.bias_correction):
         seen = {n: f for n, f in floats.items() if not plan.layers[n].around}
-        _nearest({n: m for n, m in _layers(module, plan).items() if n not in seen}, plan, chosen)
+        _nearest({n: m for n, m in layers(module, plan).items() if n not in seen}, plan, chosen)
         visible = [q for q in module.modules() if isinstance(q, scheme.Quantizer)]
         for quantizer in visible:
             quantizer.ready = False
         _observe(_inner(module, plan), module, batches, config.ranges)
         walk(module, root, seen, fit_memory(module, batches), options)
     else:
-        _nearest(_layers(module, plan), plan, chosen)
+        _nearest(layers(module, plan), plan, chosen)
         _observe([q for q in module.modules() if isinstance(q, scheme.Quantizer)], module, batches, config.ranges)
     settle_biases(module, plan)
     return module.eval()
 
 
-def _layers(module: nn.Module, plan: Plan) -> dict[str, nn.Module]:
+def layers(module: nn.Module, plan: Plan) -> dict[str, nn.Module]:
+    """The quantized layers of a plan by name, without what is around them."""
     found = {}
     for name in plan.layers:
         layer = module.get_submodule(name)

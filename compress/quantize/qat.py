@@ -23,6 +23,7 @@ from torch.nn.utils import parametrize
 from compress.fold import scale_outputs
 from compress.quantize import scheme
 from compress.quantize.plan import Plan
+from compress.quantize.ptq import layers
 
 NEAR = 0.4  # of its distance from the middle of its integer: where a weight starts, so that the first noisy steps flip nothing
 LEAST_SCALE = 1e-3  # of its start value: a trained scale stays above
@@ -60,15 +61,6 @@ class Trained:
             for p, unit in rows:
                 found.setdefault(rate * 2.0 ** math.floor(math.log2(max(unit, 1e-6)) + 0.5), []).append(p)
         return [{"params": v, "lr": k} for k, v in sorted(found.items())]
-
-
-def layers(module: nn.Module, plan: Plan) -> dict[str, nn.Module]:
-    """The quantized layers of a plan by name, without what is around them."""
-    found = {}
-    for name in plan.layers:
-        layer = module.get_submodule(name)
-        found[name] = layer.layer if isinstance(layer, scheme.Around) else layer
-    return found
 
 
 @torch.no_grad()

@@ -13,8 +13,7 @@ from compress.config import CompressConfig
 from compress.finetune.losses import distill
 from compress.quantize import scheme
 from compress.quantize.plan import Plan
-from compress.quantize.ptq import Chosen, quantize
-from compress.quantize.qat import layers
+from compress.quantize.ptq import Chosen, layers, quantize
 from compress.quantize.scales import weight_scales
 from deploy.checkpoint import flatten
 
