@@ -134,7 +134,10 @@ def mixed() -> str:
                     tops, agree = [r["top1"] for r in same], [r["agreement"] for r in same]
                     body.append([network, str(act), how, f"{max(r['bytes'] for r in same) / 1e3:.1f} kB", _range(tops), _range(agree), f"{statistics.median(r['sqnr_db'] for r in same):.1f} dB"])  # fmt: skip
     head = ["network", "activation bits", "weights", "size", "top-1 %", "same class as float %", "signal to noise"]
-    return _table(head, body) + f"\n\nRanges: three seeds of the search, {_load('mixed')['trials']} trials each."
+    return (
+        _table(head, body)
+        + f"\n\nRanges: three seeds of the search (MobileNetV2: one, its run was stopped for time), {_load('mixed')['trials']} trials each."
+    )
 
 
 def _range(values: list[float]) -> str:
