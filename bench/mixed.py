@@ -26,7 +26,7 @@ from compress.config import CompressConfig
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=80)
-    parser.add_argument("--float-epochs", type=int, default=4)
+    parser.add_argument("--float-epochs", type=int, default=10)
     args = parser.parse_args()
     torch.set_num_threads(2)
     test = batches(*images("t10k"))

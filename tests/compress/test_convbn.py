@@ -5,15 +5,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compress.convbn import Deferred, Mode, set_mode
+from compress.models.fashion import fashion_cnn
+from tests.conftest import FASHION
 
 BOUND = 1e-5
 
@@ -186,6 +190,15 @@ def test_networks(make: Callable[[], nn.Module], gate: bool) -> None:
 def test_float32_on_a_network() -> None:
     torch.manual_seed(3)
     same(lively(torchvision.models.resnet18()), torch.randn(2, 3, 64, 64))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_trained_weights_and_real_images(kind: torch.dtype) -> None:
+    """The demonstration CNN; ImageNet weights are in bench/convbn.py real."""
+    net = fashion_cnn().to(kind)
+    net.load_state_dict(load_file(FASHION / "fashion_cnn.safetensors"))
+    x = np.load(FASHION / "test1000.npz")["x"][:8].astype(np.float64) / 255
+    same(net, torch.from_numpy(x).reshape(-1, 1, 28, 28).to(kind))
 
 
 def test_the_optimizer_does_not_notice() -> None:
