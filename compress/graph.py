@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from compress.deform import LEAVES
+
 log = logging.getLogger(__name__)
 
 
@@ -27,7 +29,11 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         from compress.quantize.scheme import is_leaf
 
-        return isinstance(module, self._leaves) or is_leaf(module) or super().is_leaf_module(module, qualified_name)
+        return (
+            isinstance(module, (*self._leaves, *LEAVES))
+            or is_leaf(module)
+            or super().is_leaf_module(module, qualified_name)
+        )
 
 
 def plain_layers(module: nn.Module) -> None:

@@ -12,7 +12,13 @@ from deploy.errors import UserError
 MAX_BYTES = 2 << 30
 MAX_ELEMENTS = 1 << 31
 MAX_NODES = 200_000
-DOMAINS = {"", "ai.onnx", "com.microsoft", "qonnx.custom_op.general"}  # qonnx imports the module that a domain names
+DOMAINS = {
+    "",
+    "ai.onnx",
+    "com.microsoft",
+    "qonnx.custom_op.general",
+    "deploy",
+}  # qonnx imports the module that a domain names
 _EVALUATED = {
     "tensor_layout",
     "tensor_sparsity",
@@ -55,7 +61,7 @@ def load(path: Path, *, check: bool = True) -> onnx.ModelProto:
         for node in graph.node:
             if node.domain not in DOMAINS:
                 raise UserError(
-                    f"{path} has the operator {node.op_type!r} of the domain {node.domain[:60]!r}; known are ONNX, ONNX Runtime's and QONNX's"
+                    f"{path} has the operator {node.op_type!r} of the domain {node.domain[:60]!r}; known are ONNX, ONNX Runtime's, QONNX's and our own"
                 )
     _check_tensors(path, model.graph)
     scrub(model)

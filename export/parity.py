@@ -17,6 +17,7 @@ import onnxruntime as ort
 
 from deploy.errors import BoundError
 from deploy.inputs import InputSpec, examples
+from export.square_sample import DOMAIN
 
 FLOAT_BOUND = 1e-3
 SQNR_BOUND = 8.0
@@ -105,8 +106,12 @@ def run_qonnx(model: onnx.ModelProto, values: dict[str, np.ndarray]) -> dict[str
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    # qonnx infers shapes itself, but those around our own operator it asks for beforehand
+    around = {name for node in copy.graph.node if node.domain == DOMAIN for name in node.input}
+    kept = [v for v in copy.graph.value_info if v.name in around]
     del copy.graph.value_info[:]
-    for tensor in (*copy.graph.input, *copy.graph.output):
+    copy.graph.value_info.extend(kept)
+    for tensor in (*copy.graph.input, *copy.graph.output, *copy.graph.value_info):
         for dim in tensor.type.tensor_type.shape.dim:
             if not dim.HasField("dim_value"):
                 dim.dim_value = 1

@@ -24,7 +24,10 @@ from deploy.errors import BoundError, UserError
 from deploy.inputs import InputSpec
 from export import onnxfile, parity
 from export.config import ExportConfig
+from export.lower import deform
+from export.lower.base import run
 from export.lower.qdq import to_qdq
+from export.square_sample import DOMAIN
 from export.torch2onnx import export_float, export_quantized
 
 FLOAT, QONNX, RUNTIME, RECORD = "float.onnx", "model.qonnx.onnx", "model.onnx", "export.json"
@@ -72,6 +75,8 @@ def convert(
     names = [s.name for s in specs]
     rows = parity.fresh(specs, samples, seed)
     float_onnx, notes = export_float(float_module, specs, dynamic_batch)
+    if any(n.domain == DOMAIN for n in float_onnx.graph.node):
+        float_onnx = ir.to_proto(run(ir.from_proto(float_onnx), [deform.PASS])[0])
     onnx.checker.check_model(float_onnx)
     want = _torch_outputs(float_module, rows)
     checks = [_require(parity.compare(FLOAT, "torch (float)", _onnx_outputs(float_onnx, names, rows), want, False))]

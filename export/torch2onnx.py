@@ -23,6 +23,7 @@ from compress.quantize.scheme import DynamicActivation
 from deploy.errors import ToolError
 from deploy.inputs import InputSpec, examples
 from export.onnxfile import strip
+from export.square_sample import TRANSLATION
 
 log = logging.getLogger(__name__)
 FLOAT_OPSET = 21
@@ -131,6 +132,7 @@ def export_float(
                 opset_version=FLOAT_OPSET,
                 input_names=[s.name for s in specs],
                 dynamic_shapes=_dynamic(specs, dynamic_batch),
+                custom_translation_table=TRANSLATION,
             )
         )
         model = program.model_proto
@@ -163,6 +165,7 @@ def export_quantized(
                     keep_initializers_as_inputs=False,
                     input_names=[s.name for s in specs],
                     dynamic_shapes=_dynamic(specs, dynamic_batch),
+                    custom_translation_table=TRANSLATION,
                 )
             )
             model = onnx.load_model_from_string(path.read_bytes())

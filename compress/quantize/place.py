@@ -6,7 +6,9 @@ Rules, for the layers with static ranges:
 3. The inputs and the output of Add, Mul, Concat, pooling means and sigmoid-like functions are quantized where a layer, or
    another such operator, wants the output quantized.
 4. Max pooling, reshapes, slices, transposes, ReLU of a quantized value and nearest upsampling keep their input's grid.
-5. Values that cannot be negative (after ReLU and what preserves it) are unsigned; the model's input is what it was seen to be.
+5. Distances of a deformable convolution are integers from 0 to their bound: a quantizer of step 1 where they are made.
+6. Concatenations that pass a value on to the next, as in ShuffleNetV2's stages, share one grid: no value is rounded twice.
+7. Values that cannot be negative (after ReLU and what preserves it) are unsigned; the model's input is what it was seen to be.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from compress.deform import Distance, SquareSample
 from compress.graph import submodule
 
 _RELU_FUNCTIONS = {F.relu, torch.relu, F.relu6, F.relu_, torch.relu_}
@@ -35,6 +38,7 @@ _KEEP_MODULES = (
     nn.ChannelShuffle,
     nn.PixelShuffle,
     nn.PixelUnshuffle,
+    SquareSample,
 )
 _KEEP_FUNCTIONS = {
     torch.flatten,
@@ -113,6 +117,8 @@ def relu_limit(gm: fx.GraphModule, node: Any) -> tuple[bool, float | None]:
     module = submodule(gm, node)
     if isinstance(module, nn.ReLU6) or (node.op == "call_function" and node.target is F.relu6):
         return True, 6.0
+    if isinstance(module, Distance):
+        return module.low == 0 and module.bound is not None, module.bound
     if isinstance(module, nn.Hardtanh):
         return module.min_val == 0, float(module.max_val) if module.min_val == 0 else None
     # timm writes ReLU6 and friends as Hardtanh, plain functions, or nn modules
@@ -121,6 +127,14 @@ def relu_limit(gm: fx.GraphModule, node: Any) -> tuple[bool, float | None]:
     if node.op == "call_function" and node.target in _RELU_FUNCTIONS:
         return True, None
     return node.op == "call_method" and node.target in _RELU_METHODS, None
+
+
+def integer_bits(gm: fx.GraphModule, node: fx.Node) -> int:
+    """Rule 5: the bits of a node whose values are integers from 0 to a bound by definition; 0 for any other."""
+    module = submodule(gm, node)
+    if isinstance(module, Distance) and module.integer and module.low == 0 and module.bound is not None:
+        return int(module.bound).bit_length()
+    return 0
 
 
 def _is(gm: fx.GraphModule, node: fx.Node, modules: tuple[type, ...], functions: set[Any], methods: set[str]) -> bool:
@@ -255,6 +269,37 @@ def _nonnegative(gm: fx.GraphModule, node: fx.Node, facts: _Facts) -> bool | Non
     if preserving and all(f is True for f in flags) and all(n >= 0 for n in constants):
         return True
     return None if preserving and len(flags) == 1 and flags[0] is None and all(n >= 0 for n in constants) else False
+
+
+_JOINTS = {torch.cat, torch.concat}
+
+
+def _origins(gm: fx.GraphModule, node: fx.Node, placed: set[str]) -> set[str]:
+    """The quantizers that a value lies on, found back through operators that keep the grid."""
+    if node.name in placed:
+        return {node.name}
+    if not node.all_input_nodes or not (keeps_grid(gm, node) or relu_limit(gm, node)[0]):
+        return set()
+    return _origins(gm, node.all_input_nodes[0], placed)
+
+
+def shared(gm: fx.GraphModule, placed: set[str]) -> list[set[str]]:
+    """Rule 6: sets of quantizers that want one scale."""
+    joints = [n for n in gm.graph.nodes if n.op == "call_function" and n.target in _JOINTS]
+    ends: dict[str, set[str]] = {}
+    for node in joints:
+        own = next((n.name for n in (node, *node.users) if n.name in placed), "")
+        if own:
+            ends[own] = set().union(*(_origins(gm, source, placed) for source in node.all_input_nodes))
+    groups: list[set[str]] = []
+    for own, sources in ends.items():
+        joined = {own, *sources}
+        for group in [g for g in groups if g & joined]:
+            groups.remove(group)
+            joined |= group
+        groups.append(joined)
+    chained = {own for own, sources in ends.items() if sources & ends.keys()}
+    return [g for g in groups if g & chained]
 
 
 def layer_ends(gm: fx.GraphModule, layers: set[fx.Node]) -> set[fx.Node]:

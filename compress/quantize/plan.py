@@ -15,7 +15,7 @@ from compress.config import CompressConfig
 from compress.fold import LAYERS
 from compress.graph import calls, submodule
 from compress.quantize import scheme
-from compress.quantize.place import keeps_grid, layer_ends, points, relu_limit
+from compress.quantize.place import integer_bits, keeps_grid, layer_ends, points, relu_limit, shared
 from compress.quantize.scheme import ActivationSpec
 from deploy.errors import UserError
 
@@ -58,6 +58,7 @@ class Plan:
     per_channel: bool = True
     traced: bool = True
     skipped: dict[str, str] = field(default_factory=dict)
+    shared: list[list[str]] = field(default_factory=list)  # quantizers with one scale
     ends: set[str] = field(default_factory=set)  # first and last layers; not stored
 
     def to_json(self) -> dict[str, Any]:
@@ -67,7 +68,9 @@ class Plan:
     def from_json(cls, row: dict[str, Any]) -> Plan:
         def spec(value: Any) -> ActivationSpec | None:
             return (
-                None if value is None else ActivationSpec(int(value["bits"]), bool(value["signed"]), value.get("limit"))
+                None
+                if value is None
+                else ActivationSpec(int(value["bits"]), bool(value["signed"]), value.get("limit"), value.get("scale"))
             )
 
         layers = {
@@ -75,7 +78,14 @@ class Plan:
             for n, r in row["layers"].items()
         }
         quantizers = {str(n): s for n, r in row["quantizers"].items() if (s := spec(r)) is not None}
-        return cls(layers, quantizers, bool(row["per_channel"]), bool(row["traced"]), dict(row["skipped"]))
+        return cls(
+            layers,
+            quantizers,
+            bool(row["per_channel"]),
+            bool(row["traced"]),
+            dict(row["skipped"]),
+            [list(map(str, g)) for g in row.get("shared", ())],
+        )
 
 
 def parse_overrides(rows: Sequence[str]) -> list[tuple[str, int | None, int | None]]:
@@ -229,7 +239,16 @@ def _place(gm: fx.GraphModule, plan: Plan, bits: int, overrides: dict[str, int])
     ]
     for point in points(gm, set(static)):
         width = max(bits, INNER_BITS) if point.inner or point.node.op == "placeholder" else bits
-        plan.quantizers[point.node.name] = ActivationSpec(width, point.nonnegative is not True, point.limit)
+        fixed = integer_bits(gm, point.node)
+        plan.quantizers[point.node.name] = (
+            ActivationSpec(fixed, False, point.limit, 1.0)
+            if fixed
+            else ActivationSpec(width, point.nonnegative is not True, point.limit)
+        )
+    for group in shared(gm, set(plan.quantizers)):
+        specs = {plan.quantizers[name] for name in group}
+        if len(specs) == 1 and next(iter(specs)).scale is None:
+            plan.shared.append(sorted(group))
     for layer in static:
         if str(layer.target) not in overrides:
             continue
@@ -241,7 +260,8 @@ def _place(gm: fx.GraphModule, plan: Plan, bits: int, overrides: dict[str, int])
                 f"--layer {layer.target}: its input is on no activation range of its own; leave out the activation bits"
             )
         old = plan.quantizers[source.name]
-        plan.quantizers[source.name] = ActivationSpec(overrides[str(layer.target)], old.signed, old.limit)
+        for name in next((g for g in plan.shared if source.name in g), [source.name]):
+            plan.quantizers[name] = ActivationSpec(overrides[str(layer.target)], old.signed, old.limit)
 
 
 def apply_plan(root: nn.Module, plan: Plan) -> dict[str, nn.Module]:
@@ -297,6 +317,15 @@ def _insert(gm: fx.GraphModule, plan: Plan) -> None:
                 node.replace_input_with(node.args[0], quantized)  # type: ignore[arg-type]
     gm.graph.lint()
     gm.recompile()
+    tie(gm, plan)
+
+
+def tie(gm: fx.GraphModule, plan: Plan) -> None:
+    """Let the quantizers of a shared group hold one scale parameter."""
+    for group in plan.shared:
+        first, *rest = (gm.get_submodule(f"quantizers.{name}") for name in group)
+        for other in rest:
+            other.share(first)  # type: ignore[operator]
 
 
 def input_scale(gm: fx.GraphModule, node: Any) -> float | None:

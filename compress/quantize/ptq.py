@@ -62,10 +62,12 @@ def quantize(
         for quantizer in visible:
             quantizer.ready = False
         _observe(_inner(module, plan), module, batches, config.ranges)
+        _observe_shared(module, root, plan, batches, config.ranges)
         walk(module, root, seen, fit_memory(module, batches), options)
     else:
         _nearest(layers(module, plan), plan, chosen)
         _observe([q for q in module.modules() if isinstance(q, scheme.Quantizer)], module, batches, config.ranges)
+        _observe_shared(module, root, plan, batches, config.ranges)
     settle_biases(module, plan)
     return module.eval()
 
@@ -120,6 +122,29 @@ def _observe(
     for quantizer in quantizers:
         apply_range(quantizer, quantizer.observer, method)
         quantizer.observer = None
+
+
+@torch.no_grad()
+def _observe_shared(
+    module: nn.Module, root: nn.Module, plan: Plan, batches: list[tuple[Tensor, ...]], method: str
+) -> None:
+    """Set the scales of the plan's shared groups, each from all the values that it stands for in the float graph `root`."""
+    if not (plan.shared and batches and isinstance(root, fx.GraphModule)):
+        return
+    seen = [Histogram() for _ in plan.shared]
+    of = {name: seen[k] for k, group in enumerate(plan.shared) for name in group}
+
+    class Watch(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> object:
+            out = super().run_node(n)
+            if n.name in of and isinstance(out, Tensor):
+                of[n.name](out)
+            return out
+
+    for batch in batches:
+        Watch(root).run(*batch)
+    for name, histogram in of.items():
+        apply_range(module.get_submodule(f"quantizers.{name}"), histogram, method)  # type: ignore[arg-type]
 
 
 @torch.no_grad()

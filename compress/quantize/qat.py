@@ -3,7 +3,7 @@
 Weights start on the integers that post-training quantization chose, drawn towards the float weights by less than a quarter of
 a step: the first step has exactly its accuracy, and none lies on the edge of the next integer. Rounding passes gradients straight through (Brevitas);
 scales of weights and activations are parameters (Esser et al. 2020, "Learned step size quantization") and stay in the optimizer
-with everything else. Only the scales of the model's inputs stay: they describe the data, which no training changes, and where
+with everything else. Only the steps that the model fixes and the scales of its inputs stay: those describe the data, which no training changes, and where
 the data lies on their grid (8-bit images) their gradient is nothing but rounding noise.
 
 A layer that BatchNorm was folded into trains as in Tune mode (compress/convbn.py): w' = s w with s and w as parameters, the
@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 
 from compress.fold import scale_outputs
 from compress.quantize import scheme
-from compress.quantize.plan import Plan
+from compress.quantize.plan import Plan, tie
 from compress.quantize.ptq import layers
 
 NEAR = 0.4  # of its distance from the middle of its integer: where a weight starts, so that the first noisy steps flip nothing
@@ -66,6 +66,8 @@ class Trained:
 @torch.no_grad()
 def start(module: nn.Module, floats: nn.Module, plan: Plan) -> Trained:
     """Make a post-training quantized module trainable, in place. floats: the same graph with its float layers."""
+    if isinstance(module, fx.GraphModule):
+        tie(module, plan)
     gains: dict[nn.Module, Tensor] = {}
     for name, layer in layers(module, plan).items():
         source: Any = floats.get_submodule(name)
@@ -87,7 +89,8 @@ def start(module: nn.Module, floats: nn.Module, plan: Plan) -> Trained:
         size = step / gain.abs() if gain is not None and gain.numel() == step.numel() else step
         units[key] = float(size.median())
     found = Trained([], [], [])
-    inputs = tuple(f"quantizers.{n.name}." for n in _placeholders(module))
+    fixed = [n for n, spec in plan.quantizers.items() if spec.scale is not None]
+    inputs = tuple(f"quantizers.{n}." for n in (*(n.name for n in _placeholders(module)), *fixed))
     for name, p in module.named_parameters():
         if not p.dtype.is_floating_point:
             continue

@@ -67,11 +67,15 @@ class _WeightPerTensor(_Weight):
 
 @dataclass(frozen=True)
 class ActivationSpec:
-    """Bits and signedness of one activation quantizer; `limit` is an upper bound of its range set by a clamp before it."""
+    """Bits and signedness of one activation quantizer; `limit` is an upper bound of its range set by a clamp before it.
+
+    scale: the step where the model fixes it (values that are integers by definition, such as distances), else None.
+    """
 
     bits: int
     signed: bool
     limit: float | None = None
+    scale: float | None = None
 
     @property
     def low(self) -> int:
@@ -110,6 +114,10 @@ class Quantizer(nn.Module):
     def set_scale(self, scale: float) -> None:
         self._scaling().value.fill_(max(scale, 1e-9))
         self.ready = True
+
+    def share(self, other: Quantizer) -> None:
+        """Take another quantizer's scale parameter for one's own."""
+        self._scaling().value = other._scaling().value
 
     def forward(self, x: Tensor) -> Tensor:
         if self.observer is not None:

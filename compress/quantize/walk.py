@@ -99,7 +99,7 @@ def walk(
     batches: list[tuple[Tensor, ...]],
     options: WalkOptions,
 ) -> None:
-    """Calibrate the Quantizers and round the quantized layers of `gm` in place.
+    """Calibrate the Quantizers that are not ready and round the quantized layers of `gm` in place.
 
     original: the float graph. floats: name -> the float layer that each quantized layer replaces. batches: model inputs.
     """
@@ -120,7 +120,10 @@ def walk(
         name = str(node.target)
         if isinstance(module, scheme.Quantizer):
             source = values[sources[0]]
-            values[node] = _Pair(source.exact, _quantize(module, source.quantized, options))
+            if module.ready:  # one scale for several places, set before
+                values[node] = _Pair(source.exact, [module(x) for x in source.quantized])
+            else:
+                values[node] = _Pair(source.exact, _quantize(module, source.quantized, options))
         elif name in floats and node.op == "call_module" and module is not None:
             source = values[sources[0]]
             exact = [floats[name](x) for x in source.exact]
@@ -157,6 +160,9 @@ def _quantize(quantizer: scheme.Quantizer, rows: list[Tensor], options: WalkOpti
 def apply_range(quantizer: scheme.Quantizer, histogram: Histogram, method: str) -> None:
     """Set a quantizer's scale from what was seen; a clamp before it bounds the range, so that the clamp can be absorbed."""
     spec = quantizer.spec
+    if spec.scale is not None:
+        quantizer.set_scale(spec.scale)
+        return
     scale = histogram.scale(spec.bits, spec.signed, method)
     if spec.limit is not None:
         scale = min(scale, spec.limit / spec.high)

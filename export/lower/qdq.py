@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from export.lower import absorb, activations, bias, dynamic, floats, weights
+from export.lower import absorb, activations, bias, deform, dynamic, floats, weights
 from export.lower.base import QUANT_DOMAIN, PassError, Report, run
 
 OPSET = 21
@@ -20,7 +20,9 @@ def to_qdq(model: ir.Model, dynamic_linear: bool = True) -> tuple[ir.Model, Repo
             raise PassError(f"{bad[0]} means something else from opset 21 on")
         model.opset_imports[""] = OPSET
     linear = [dynamic.PASS] if dynamic_linear else []
-    model, report = run(model, [weights.PASS, activations.PASS, absorb.PASS, bias.PASS, *linear, floats.PASS])
+    model, report = run(
+        model, [weights.PASS, activations.PASS, absorb.PASS, deform.PASS, bias.PASS, *linear, floats.PASS]
+    )
     model.opset_imports.pop(QUANT_DOMAIN, None)
     model.ir_version = 10
     return model, report

@@ -71,12 +71,17 @@ class Window:
 
 @dataclass(frozen=True)
 class Conv:
-    """weight: integers [out, ky, kx, in / groups]; padding adds zeros. groups is 1, or the channels (depthwise)."""
+    """weight: integers [out, ky, kx, in / groups]; padding adds zeros. groups is 1, or the channels (depthwise).
+
+    bound: 0, or the largest distance of a deformable convolution, whose second input [H, W, 1] gives each place's distance in
+    place of the window's dilation; stride 1, square odd kernel, the output as large as the input, zeros outside.
+    """
 
     weight: np.ndarray
     window: Window = Window()
     groups: int = 1
     weight_bits: int = 8
+    bound: int = 0
 
     @property
     def depthwise(self) -> bool:

@@ -117,12 +117,12 @@ class Netlist:
             clocked=False,
         )[0]
 
-    def buffer(self, stream: Stream, name: str = "") -> Stream:
-        """The stream behind a FIFO, whose depth is looked up by its name."""
+    def buffer(self, stream: Stream, name: str = "", least: int = 0) -> Stream:
+        """The stream behind a FIFO, whose depth is looked up by its name; `least` where the design needs it whatever was seen."""
         name = name or f"{stream.name}_fifo"
         while any(i.name == name for i in self.instances):
             name += "_"
-        depth = self.depths.get(name, self.default_depth)
+        depth = max(self.depths.get(name, self.default_depth), least)
         params: dict[str, int | str] = {"WIDTH": stream.width, "DEPTH": depth}
         return self.add(
             "dp_fifo",

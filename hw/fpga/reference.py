@@ -25,8 +25,22 @@ def windows(x: np.ndarray, window: ir.Window, value: int = 0) -> np.ndarray:
     )
 
 
-def _conv(x: np.ndarray, op: ir.Conv) -> np.ndarray:
-    view = windows(x, op.window)
+def deformed(x: np.ndarray, distance: np.ndarray, kernel: int) -> np.ndarray:
+    """[N, H, W, C] at distance [N, H, W, 1] times each tap's direction -> [N, H, W, kernel, kernel, C]; zeros outside."""
+    n, h, w, _ = x.shape
+    place = np.meshgrid(np.arange(n), np.arange(h), np.arange(w), indexing="ij")
+    out = np.zeros((n, h, w, kernel, kernel, x.shape[3]), x.dtype)
+    for i in range(kernel):
+        for j in range(kernel):
+            row = place[1] + (i - kernel // 2) * distance[..., 0]
+            col = place[2] + (j - kernel // 2) * distance[..., 0]
+            inside = (row >= 0) & (row < h) & (col >= 0) & (col < w)
+            out[:, :, :, i, j][inside] = x[place[0][inside], row[inside], col[inside]]
+    return out
+
+
+def _conv(x: np.ndarray, op: ir.Conv, distance: np.ndarray | None = None) -> np.ndarray:
+    view = windows(x, op.window) if distance is None else deformed(x, distance, op.window.kernel[0])
     n, oh, ow = view.shape[:3]
     if op.depthwise:
         multiple = op.weight.shape[0] // op.groups
@@ -42,7 +56,7 @@ def apply(op: ir.Op, xs: list[np.ndarray]) -> np.ndarray:
     x = xs[0]
     match op:
         case ir.Conv():
-            return _conv(x, op)
+            return _conv(x, op, *xs[1:])
         case ir.Pool(kind="max"):
             return windows(x, op.window, int(np.iinfo(np.int64).min)).max(axis=(3, 4))
         case ir.Pool():
@@ -131,7 +145,7 @@ def measure_range(op: ir.Op, inputs: list[ir.Tensor]) -> tuple[int, int]:
     match op:
         case ir.Conv():
             w = op.weight.reshape(len(op.weight), -1).astype(np.int64)
-            if not any(op.window.pads):
+            if not any(op.window.pads) and not op.bound:
                 low, high = x.low, x.high
             up, down = np.maximum(w, 0).sum(1), np.minimum(w, 0).sum(1)
             return int((up * low + down * high).min()), int((up * high + down * low).max())
@@ -157,7 +171,7 @@ def result(op: ir.Op, inputs: list[ir.Tensor]) -> ir.Tensor:
     h, w, c = inputs[0].shape
     match op:
         case ir.Conv():
-            h, w = op.window.output(h, w)
+            h, w = (h, w) if op.bound else op.window.output(h, w)
             c = len(op.weight)
         case ir.Pool():
             h, w = op.window.output(h, w)

@@ -51,9 +51,10 @@ class Conv:
         wb, found = weight_bits(op.weight), []
         window_lut = {}
         if op.depthwise:
-            return _depthwise_folds(op, x, out, target)
+            return _deform_folds(op, x, out, target) if op.bound else _depthwise_folds(op, x, out, target)
         for simd in divisors(x.channels, MOST_WIDTH // x.bits):
-            window_lut[simd] = windows.cost(op.window, x.shape, simd * x.bits, x.channels // simd)
+            sizes = x.shape, simd * x.bits, x.channels // simd
+            window_lut[simd] = windows.deform_cost(op, *sizes, 1) if op.bound else windows.cost(op.window, *sizes)
             for pe in divisors(out.channels, MOST_WIDTH // (wb * simd)):
                 sf, nf = op.window.size * x.channels // simd, out.channels // pe
                 cycles = max(out.pixels * sf * nf, x.pixels * x.channels // simd)
@@ -73,10 +74,13 @@ class Conv:
         op: ir.Conv = layer.op  # type: ignore[assignment]
         x = layer.ins[0]
         if op.depthwise:
-            return self._depthwise(net, layer, op, fold, conform(net, inputs[0], fold.pe, x.bits, x.signed))
+            return self._depthwise(net, layer, op, fold, inputs)
         source = conform(net, inputs[0], fold.simd, x.bits, x.signed)
         nf, sf = layer.out.channels // fold.pe, op.window.size * x.channels // fold.simd
-        stream = windows.build(net, source, x.shape, op.window, repeat=nf)
+        if op.bound:
+            stream = windows.build_deform(net, source, _distance(net, inputs[1], op), x.shape, op, 1, nf)
+        else:
+            stream = windows.build(net, source, x.shape, op.window, repeat=nf)
         wb = weight_bits(op.weight)
         found = packing(wb, x.bits, fold.simd, target) if fold.dsp and fold.pe % 2 == 0 else None
         # [nf, pe, sf, simd]
@@ -109,11 +113,14 @@ class Conv:
             tensor=layer.node.output,
         )[0]
 
-    def _depthwise(self, net: Netlist, layer: Layer, op: ir.Conv, fold: Fold, source: Stream) -> Stream:
+    def _depthwise(self, net: Netlist, layer: Layer, op: ir.Conv, fold: Fold, inputs: list[Stream]) -> Stream:
         x, out = layer.ins[0], layer.out
+        source = conform(net, inputs[0], fold.pe, x.bits, x.signed)
         taps = fold.simd
         cf, sf = x.channels // fold.pe, op.window.size // taps
-        if taps == 1:
+        if op.bound:
+            stream = windows.build_deform(net, source, _distance(net, inputs[1], op), x.shape, op, taps)
+        elif taps == 1:
             stream = windows.build(net, source, x.shape, op.window, channel_outer=True)
         else:
             stream = net.convert(windows.build_parallel(net, source, x.shape, op.window), taps * fold.pe)
@@ -135,6 +142,29 @@ class Conv:
             cycles=out.pixels * cf * sf,
             tensor=layer.node.output,
         )[0]
+
+
+def _distance(net: Netlist, stream: Stream, op: ir.Conv) -> Stream:
+    """The distances of a deformable convolution, one per pixel."""
+    return net.cast(net.convert(stream, 1), ir.bits_for(0, op.bound)[0], False)
+
+
+def _deform_folds(op: ir.Conv, x: ir.Tensor, out: ir.Tensor, target: Target) -> list[Fold]:
+    """One tap of `pe` channels per beat, a row of taps, or all of them, from as many copies of the buffer."""
+    wb, found = weight_bits(op.weight), []
+    acc = signed_bits(out.low, out.high)
+    for pe in divisors(x.channels, MOST_WIDTH // max(wb, x.bits)):
+        cf = x.channels // pe
+        for taps in (n for n in (1, op.window.kernel[0], op.window.size) if n * pe * max(wb, x.bits) <= MOST_WIDTH):
+            cycles = max(out.pixels * op.window.size // taps, x.pixels) * cf
+            lut, bram = windows.deform_cost(op, x.shape, pe * x.bits, cf, taps)
+            weights = cf * op.window.size // taps, taps * pe * wb
+            lut += 160 + pe * 1.2 * acc + memory_lut(*weights)
+            bram += memory_bram18(*weights)
+            for dsp in (False, True) if _fills_dsp(wb, x.bits, target) else (False,):
+                products = 0 if dsp else taps * pe * _product_lut(wb, x.bits)
+                found.append(Fold(pe, taps, dsp, cycles, lut + products, taps * pe if dsp else 0, bram))
+    return found
 
 
 def _depthwise_folds(op: ir.Conv, x: ir.Tensor, out: ir.Tensor, target: Target) -> list[Fold]:

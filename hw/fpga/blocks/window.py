@@ -56,6 +56,55 @@ def build(
     )[0]
 
 
+def deform_rows(kernel: int, bound: int) -> int:
+    """Rows of a deformable window's buffer: all that a tap may reach, and one that is being written."""
+    return 2 * (kernel // 2) * bound + 2
+
+
+def deform_cost(op: ir.Conv, shape: tuple[int, int, int], width: int, folds: int, ports: int) -> tuple[float, float]:
+    """(LUT, BRAM18) estimated of the deformable window block and of the distances that wait for it."""
+    depth = deform_rows(op.window.kernel[0], op.bound) * shape[1] * folds
+    waiting = deform_wait(op, shape), ir.bits_for(0, op.bound)[0]
+    lut = 170 + ports * (110 + memory_lut(depth, width)) + memory_lut(*waiting)
+    return lut, ports * memory_bram18(depth, width) + memory_bram18(*waiting)
+
+
+def deform_wait(op: ir.Conv, shape: tuple[int, int, int]) -> int:
+    """Distances that must find room while the window waits for the farthest row that a tap may reach: image and distances
+    come from one fork, so neither stream may hold up the other."""
+    return (min(op.window.kernel[0] // 2 * op.bound, shape[0] - 1) + 2) * shape[1] + 8
+
+
+def build_deform(
+    net: Netlist,
+    stream: Stream,
+    distance: Stream,
+    shape: tuple[int, int, int],
+    op: ir.Conv,
+    ports: int,
+    repeat: int = 0,
+) -> Stream:
+    """Windows at distances of their own. repeat 0: (channels, taps), for depthwise products; else that often (taps, channels)."""
+    h, w, c = shape
+    folds, kernel = c // stream.par, op.window.kernel[0]
+    params: dict[str, int | str] = {
+        "WIDTH": stream.width, "CF": folds, "H": h, "W": w, "K": kernel, "BOUND": op.bound, "DB": distance.bits, "PORTS": ports,
+        "REPEAT": max(1, repeat), "CHANNEL_OUTER": int(not repeat), "ROWS": deform_rows(kernel, op.bound),
+    }  # fmt: skip
+    beats = h * w * folds * max(1, repeat) * kernel * kernel // ports
+    waiting = net.buffer(distance, least=deform_wait(op, shape))
+    return net.add(
+        "dp_window_deform",
+        params,
+        [stream, waiting],
+        stream.par * ports,
+        stream.bits,
+        stream.signed,
+        beats,
+        cycles=max(beats, stream.beats),
+    )[0]
+
+
 def scan(window: ir.Window, shape: tuple[int, int, int]) -> int | None:
     """Pixels that the parallel window block takes for a frame; None where the window is not one that it can slide."""
     h, w = shape[:2]

@@ -48,6 +48,9 @@ class Context:
     graph: ir.Graph = field(default_factory=ir.Graph)
     label: str = ""
     made: dict[tuple[Any, ...], str] = field(default_factory=dict)
+    samples: dict[str, tuple[str, str, int]] = field(
+        default_factory=dict
+    )  # (image, distance, kernel) of deformable samples
 
     def emit(self, op: ir.Op, inputs: list[str], stem: str = "") -> str:
         """Append a node; returns the name of its result."""
@@ -221,11 +224,13 @@ def _lower_node(context: Context, node: onnx.NodeProto) -> None:
     if all(not n or n in context.constants for n in node.input):
         _fold(context, node)
         return
-    if node.op_type not in RULES or node.domain not in ("", "ai.onnx", *QUANT_DOMAINS):
+    if node.op_type not in RULES or node.domain not in ("", "ai.onnx", "deploy", *QUANT_DOMAINS):
         raise CannotLower(*_unknown(node))
     missing = [n for n in node.input if n and n not in context.constants and n not in context.states]
     if missing:
         raise CannotLower("it works on a tensor of unknown shape", "remove what is refused in front of it first")
+    if node.op_type != "Conv" and any(n in context.samples for n in node.input):
+        raise CannotLower("it reads deformable samples", "put the convolution of DeformConv2d between them")
     states = [context.states[n] for n in node.input if n in context.states]
     if any(s.after for s in states) and node.op_type not in ("Softmax", "LogSoftmax", "ArgMax", "TopK", "Identity"):
         raise CannotLower(

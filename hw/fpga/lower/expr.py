@@ -52,6 +52,7 @@ _RISING: dict[str, Callable[..., np.ndarray]] = {
     "HardSigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1),
     "Exp": np.exp,
     "Floor": np.floor,
+    "Round": np.rint,
     "Softplus": lambda x: np.logaddexp(x, 0),
     "Elu": lambda x: np.expm1(np.minimum(x, 0)) + np.maximum(x, 0),
 }

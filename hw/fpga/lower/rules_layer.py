@@ -15,6 +15,7 @@ from hw.fpga.lower.ends import FLOAT
 from hw.fpga.lower.expr import Apply, Const, Expr, Leaf, direction, leaves, linear, substitute, times
 from hw.fpga.lower.grids import Quantizer, as_grid, join, materialize, summed
 from hw.fpga.lower.problems import CannotLower
+from hw.fpga.lower.rules_deform import deformable
 from hw.fpga.lower.state import Piece, State
 
 
@@ -81,6 +82,10 @@ def conv(context: Context, node: onnx.NodeProto, attributes: dict[str, Any]) -> 
     """Convolution of a grid by integers: an accumulator, then its scale and bias as an expression."""
     grid = _weight(context, node.input[1])
     groups = int(attributes.get("group", 1))
+    if node.input[0] in context.samples:
+        _, unit, _, _ = as_grid(context, context.state(node.input[0]))
+        _accumulator(context, node, deformable(context, node, attributes, grid, groups), unit, grid, 4)
+        return
     source = context.state(node.input[0])
     if source.rank not in (3, 4):
         raise CannotLower("only 1-D and 2-D convolutions have hardware blocks", "reshape to [N, C, H, W]")
@@ -93,11 +98,16 @@ def conv(context: Context, node: onnx.NodeProto, attributes: dict[str, Any]) -> 
         placed[..., index] = weight
         weight = placed
     out = _convolve(context, tensor, weight, window, groups, grid.bits)
+    _accumulator(context, node, out, unit, grid, source.rank)
+
+
+def _accumulator(context: Context, node: onnx.NodeProto, out: str, unit: float, grid: Grid, rank: int) -> None:
+    """The state of a convolution's result: integers times their scale, plus the bias."""
     expr: Expr = times(out, unit * _per_output(grid, 0))
     if len(node.input) > 2 and node.input[2]:
         expr = Apply("Add", (expr, Const(np.asarray(context.constant(node.input[2]), np.float64).reshape(-1))))
     shape = context.graph.tensors[out].shape
-    context.states[node.output[0]] = State.plain(expr, shape[2], shape[:2], source.rank)
+    context.states[node.output[0]] = State.plain(expr, shape[2], shape[:2], rank)
 
 
 def _convolve(context: Context, tensor: str, weight: np.ndarray, window: ir.Window, groups: int, bits: int) -> str:

@@ -15,7 +15,7 @@ from hw.fpga.lower.problems import CannotLower
 from hw.fpga.lower.state import State
 
 
-@rule("Relu", "Sigmoid", "Tanh", "Neg", "Abs", "HardSwish", "Exp", "Floor", "Softplus", "Elu", "Gelu", "Mish")
+@rule("Relu", "Sigmoid", "Tanh", "Neg", "Abs", "HardSwish", "Exp", "Floor", "Round", "Softplus", "Elu", "Gelu", "Mish")
 def unary(context: Context, node: onnx.NodeProto, attributes: dict[str, Any]) -> None:
     state = context.state(node.input[0])
     if node.op_type == "Elu" and attributes.get("alpha", 1.0) != 1.0:

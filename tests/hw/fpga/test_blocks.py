@@ -229,3 +229,19 @@ def test_windows_that_start_below_the_image(tmp_path: Path, pads: tuple[int, int
     """The last windows see padding only, while rows of the next frame already come in."""
     graph = one_node(ir.Pool("sum", ir.Window((1, 1), pads=pads)), ir.Tensor((4, 5, 2), -8, 7))
     prove(graph, {"y": Fold(1, 1)}, TARGETS[0], tmp_path, frames=6)
+
+
+@many
+@given(st.data(), tensors(), st.integers(0, 9999), st.integers(2, 8), st.sampled_from([(3, 1), (3, 3), (3, 7), (5, 2)]))
+def test_deformable(
+    tmp_path: Path, draw: st.DataObject, x: ir.Tensor, seed: int, wb: int, form: tuple[int, int]
+) -> None:
+    """Distances of every value up to the bound, on images smaller and larger than the reach; one port, a row, all taps."""
+    kernel, bound = form
+    dense = draw.draw(st.booleans())
+    outputs = draw.draw(st.sampled_from([1, 2, 4])) if dense or x.channels == 1 else x.channels
+    groups = 1 if dense or x.channels == 1 else x.channels
+    rng = np.random.default_rng(seed)
+    weight = rng.integers(-(1 << (wb - 1)), 1 << (wb - 1), (outputs, kernel, kernel, x.channels // groups))
+    op = ir.Conv(weight, ir.Window((kernel, kernel)), groups, wb, bound)
+    check(op, [x, ir.Tensor((*x.shape[:2], 1), 0, bound)], seed, tmp_path / "w")
