@@ -1,8 +1,16 @@
 """The detector on generated images: the ladder of spatial operators, three seeds, float training on this CPU.
 
     python bench/codenet.py ladder [--workers 2] [--seeds 3] [--operators a,b]   -> bench/codenet_ladder.json
+    python bench/codenet.py block                                               -> bench/codenet_block.json
+    python bench/codenet.py quantize [--seeds 1]                                -> bench/codenet_quantize.json
 
-10,000 training and 1,000 test canvases of 128 x 128 pixels with Fashion-MNIST items (compress/codenet/canvas.py), composed of the
+block: the deformable depthwise layer in hardware beside a plain one of the same size and folds: cycles simulated (Verilator,
+bit-exact, random distances), cells counted (Yosys, ultra96).
+
+quantize: the ladder's trained `deform` network at W4A8: float, post-training, fine-tuned with distillation on 4,000 of the training
+canvases (labels unused), then the same as ONNX Runtime's integers, as the integer reference, and in RTL on a sample.
+
+ladder: 10,000 training and 1,000 test canvases of 128 x 128 pixels with Fashion-MNIST items (compress/codenet/canvas.py), composed of the
 60,000 training and the 10,000 test items: no item is in both. Configuration `small`, the same recipe for every operator; nothing
 is chosen on the test canvases. Runs that the JSON already holds are skipped.
 """
@@ -17,8 +25,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import save_model
+from safetensors.torch import load_model, save_model
 
 from bench.common import BENCH, fashion, save, stamp
 from compress.codenet.boxes import Scene
@@ -84,13 +93,107 @@ def ladder(args: argparse.Namespace) -> None:
             )
 
 
+def block(args: argparse.Namespace) -> None:
+    import boards
+    from bench.networks import one_node
+    from hw.fpga import fold, ir, simulate, synthesize
+    from hw.fpga.assemble import assemble, layer_of
+    from hw.fpga.blocks import blocks
+
+    board, rows = boards.get("ultra96"), []
+    rng = np.random.default_rng(0)
+    for side, channels, pe, taps in (
+        (32, 128, 2, 1),
+        (32, 128, 2, 3),
+        (32, 128, 2, 9),
+        (64, 64, 16, 1),
+        (64, 64, 16, 9),
+    ):
+        weight = rng.integers(-7, 8, (channels, 3, 3, 1))
+        image, far = ir.Tensor((side, side, channels), 0, 255), ir.Tensor((side, side, 1), 0, 7)
+        plain = one_node(ir.Conv(weight, ir.Window((3, 3), pads=(1, 1, 1, 1)), channels, 4), image)
+        deform = one_node(ir.Conv(weight, ir.Window((3, 3)), channels, 4, 7), image, far)
+        row: dict[str, Any] = {"side": side, "channels": channels, "pe": pe, "taps": taps}
+        for name, graph in (("plain", plain), ("deformable", deform)):
+            target = fold.target_of(board)
+            folds = blocks()["Conv"].folds(layer_of(graph, graph.nodes[0]), target)
+            chosen = next(f for f in folds if (f.pe, f.simd, f.dsp, f.rom) == (pe, taps, False, False))
+            with tempfile.TemporaryDirectory() as work:
+                net = assemble(graph, {"y": chosen}, target, {})
+                inputs = simulate.random_inputs(graph, 3, 1)
+                measured, _ = simulate.verify(graph, net, inputs, Path(work) / "sim", 0)
+                cells = synthesize.flat(net, board, Path(work) / "syn")
+            row[name] = {"interval": measured.interval, "predicted": chosen.cycles, "lut": cells.lut, "ff": cells.ff,
+                         "bram18": cells.bram18, "dsp": cells.dsp, "estimate": [round(chosen.lut), chosen.bram18]}  # fmt: skip
+        row["cycles_ratio"] = round(row["deformable"]["interval"] / row["plain"]["interval"], 3)
+        row["lut_ratio"] = round(row["deformable"]["lut"] / row["plain"]["lut"], 3)
+        rows.append(row)
+        print(row, flush=True)
+        save("codenet_block", {**stamp(), "board": "ultra96", "rows": rows})
+
+
+def quantize(args: argparse.Namespace) -> None:
+    from compress.api import compress
+    from compress.codenet.decode import decode
+    from compress.codenet.score import average_precision
+    from compress.codenet.train import normalise
+    from compress.config import CompressConfig
+    from deploy.data import Batch
+    from export.parity import session
+    from export.stage import convert
+    from hw.fpga import fold, reference, simulate
+    from hw.fpga.assemble import assemble
+    from hw.fpga.lower import lower
+
+    import boards
+
+    torch.set_num_threads(2)
+    training, test = scenes("train", 4000), scenes("t10k", TEST)
+    x = normalise([s.image for s in training])
+    batches = [Batch((v.numpy(),)) for v in x.split(50)]
+    pixels = normalise([s.image for s in test]).numpy()
+    for seed in range(args.seeds):
+        net = codenet("small", CLASSES)
+        load_model(net, str(weights_file("deform", seed)))
+        net.eval()
+        row: dict[str, Any] = {"seed": seed, "float": score(net, test, CLASSES)}
+        for name, config in (
+            ("ptq", CompressConfig(bits=4)),
+            ("qat", CompressConfig(bits=4, finetune=True, epochs=2, batch=32, loss="compress.codenet.loss:distill")),
+        ):
+            start = time.monotonic()
+            done = compress(net, config, inputs=net.inputs, calibration=batches[:6], training=batches)
+            row[name] = {**score(done.module, test, CLASSES), "seconds": round(time.monotonic() - start)}
+            print(name, row[name], flush=True)
+        files, record = convert(net, done.module, net.inputs, dynamic_batch=False)
+        run = session(files["model.onnx"])
+        found = [decode(run.run(None, {"image": pixels[k : k + 1]})[0][0]) for k in range(TEST)]
+        row["onnxruntime"] = average_precision(test, found, CLASSES)
+        row["parity"] = record["parity"]
+        graph = lower(files["model.qonnx.onnx"]).graph
+        outputs = np.concatenate([reference.run(graph, [pixels[k : k + 20]])[0] for k in range(0, TEST, 20)])
+        row["integer reference"] = average_precision(test, [decode(o) for o in outputs], CLASSES)
+        print({k: row[k] for k in ("onnxruntime", "integer reference")}, flush=True)
+        board = boards.get("ultra96")
+        folding = fold.search(graph, board, 300_000)
+        target = fold.target_of(board)
+        with tempfile.TemporaryDirectory() as work:
+            depths = simulate.size_fifos(graph, folding.folds, target, Path(work) / "size", 0)
+            design = assemble(graph, folding.folds, target, depths)
+            measured, _ = simulate.verify(graph, design, reference.quantize(graph, [pixels[:6]]), Path(work) / "sim", 0)
+        row["rtl"] = {"images": 6, **measured.to_json(), "estimate": {"lut": round(folding.lut), "dsp": folding.dsp, "bram18": folding.bram18, "fits": folding.fits}}  # fmt: skip
+        print(row["rtl"], flush=True)
+        save("codenet_quantize", {**stamp(), "train": 4000, "test": TEST, "rows": [row]})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("ladder",))
+    parser.add_argument("what", choices=("ladder", "block", "quantize"))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--operators", default="")
-    ladder(parser.parse_args())
+    args = parser.parse_args()
+    {"ladder": ladder, "block": block, "quantize": quantize}[args.what](args)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,13 @@ import random
 from collections.abc import Callable
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compress.quantize.scheme import ActivationSpec, Quantizer, quantized_layer, set_weight_scale
+from hw.fpga import ir, reference
 
 
 class Act(Quantizer):
@@ -345,3 +347,20 @@ def mlp(seed: int = 0, wb: int = 2, ab: int = 2) -> Net:
 NAMED: dict[str, Callable[..., Net]] = {
     "mobilenet-v1": mobilenet_v1, "resnet-8": resnet8, "shufflenet-v2": shufflenet_v2, "encoder-decoder": encoder_decoder, "mlp": mlp,
 }  # fmt: skip
+
+
+def one_node(op: ir.Op, *ins: ir.Tensor) -> ir.Graph:
+    """A graph of one operation; its inputs come from outside, the result goes out as it is."""
+    graph = ir.Graph()
+    for i, t in enumerate(ins):
+        graph.tensors[f"x{i}"] = t
+        graph.inputs.append(
+            ir.Input(f"x{i}", f"x{i}", 1.0, (1, t.channels, *t.shape[:2]), np.ones(t.channels), np.zeros(t.channels))
+        )
+    out = reference.result(op, list(ins))
+    graph.tensors["y"] = out
+    graph.nodes.append(ir.Node("y", op, tuple(f"x{i}" for i in range(len(ins))), "y", "under test"))
+    graph.outputs.append(
+        ir.Output("y", "y", np.ones(out.channels), np.zeros(out.channels), np.arange(out.size), (out.size,))
+    )
+    return graph

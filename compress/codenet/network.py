@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -128,7 +129,7 @@ class CoDeNet(nn.Module):
         self.config, self.classes = config, classes
         self.backbone = _backbone(config)
         sizes = (config.channels[4], *config.neck)
-        self.neck = nn.Sequential(*(_level(operator, c, out) for c, out in zip(sizes, sizes[1:], strict=False)))
+        self.neck = nn.Sequential(*(_level(operator, c, out) for c, out in pairwise(sizes)))
         self.heat = _head(config.neck[2], config.head, classes)
         self.size = _head(config.neck[2], config.head, 2)
         self.shift = _head(config.neck[2], config.head, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import gcd
 
 from hw.fpga import ir
 from hw.fpga.blocks import blocks
@@ -48,7 +49,8 @@ def _input_par(graph: ir.Graph, tensor: str, folds: Mapping[str, Fold]) -> int:
     if not readers:
         return 1
     fold, op = folds[readers[0].name], readers[0].op
-    return _port(fold.pe if isinstance(op, ir.Conv) and op.depthwise else fold.simd, graph.tensors[tensor].bits)
+    par = fold.pe if isinstance(op, ir.Conv) and op.depthwise else fold.simd
+    return _port(gcd(par, graph.tensors[tensor].channels), graph.tensors[tensor].bits)
 
 
 def _port(par: int, bits: int) -> int:

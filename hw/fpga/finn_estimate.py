@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from boards.board import Board
 from deploy.errors import UserError
 from deploy.tools import Tool, run
 from hw.fpga import ir
-from hw.fpga.blocks.base import Fold
+from hw.fpga.blocks.base import Fold, padded
 
 RTL, GENERIC = "finn.custom_op.fpgadataflow.rtl", "finn.custom_op.fpgadataflow"
 FinnNode = tuple[str, str, dict[str, Any]]
@@ -62,7 +63,7 @@ def _window(x: ir.Tensor, window: ir.Window, simd: int, depthwise: bool, paralle
 
 
 def finn_nodes(graph: ir.Graph, node: ir.Node, fold: Fold) -> list[FinnNode]:
-    """A layer in FINN's vocabulary; empty for what FINN does not have (shuffles) or does on the host."""
+    """A layer in FINN's vocabulary; empty for what FINN does not have (shuffles, deformable windows) or does on the host."""
     x, out, op = graph.tensors[node.inputs[0]], graph.tensors[node.output], node.op
     vectors = [1, *out.shape[:2]]
     kinds = {"inputDataType": _type(x), "outputDataType": _type(out)}
@@ -70,11 +71,16 @@ def finn_nodes(graph: ir.Graph, node: ir.Node, fold: Fold) -> list[FinnNode]:
         case ir.Conv(depthwise=True):
             attributes = {"PE": fold.pe, "SIMD": fold.simd, "Dim": list(out.shape[:2]), "Channels": x.channels, "Kernel": list(op.window.kernel), "weightDataType": f"INT{op.weight_bits}",
                           "accDataType": _type(out), "noActivation": 1, "mem_mode": "internal_decoupled", **kinds}  # fmt: skip
-            return [*_window(x, op.window, fold.pe, True, fold.simd > 1), ("VVAU", GENERIC, attributes)]
+            before = [] if op.bound else _window(x, op.window, fold.pe, True, fold.simd > 1)
+            return [*before, ("VVAU", GENERIC, attributes)]
         case ir.Conv():
-            attributes = {"MW": x.channels * op.window.size, "MH": out.channels, "SIMD": fold.simd, "PE": fold.pe, "weightDataType": f"INT{op.weight_bits}", "accDataType": _type(out),
+            wide = replace(
+                x, shape=(*x.shape[:2], padded(x.channels, fold.simd))
+            )  # FINN's parallelism divides its channels
+            attributes = {"MW": wide.channels * op.window.size, "MH": padded(out.channels, fold.pe), "SIMD": fold.simd, "PE": fold.pe, "weightDataType": f"INT{op.weight_bits}", "accDataType": _type(out),
                           "noActivation": 1, "numInputVectors": vectors, "mem_mode": "internal_decoupled", **kinds}  # fmt: skip
-            return [*_window(x, op.window, fold.simd, False), ("MVAU_rtl", RTL, attributes)]
+            before = [] if op.bound else _window(wide, op.window, fold.simd, False)
+            return [*before, ("MVAU_rtl", RTL, attributes)]
         case ir.Thresholds() | ir.Scale() | ir.Table():
             return [
                 (

@@ -99,6 +99,15 @@ class Netlist:
             tensor=stream.tensor,
         )[0]
 
+    def resize(self, stream: Stream, module: str, channels: int, other: int) -> Stream:
+        """dp_pad or dp_trim: pixels of `channels` elements with `other` elements, one a beat."""
+        stream = self.convert(stream, 1)
+        n, padded = sorted((channels, other))
+        params: dict[str, int | str] = {"WIDTH": stream.bits, "N": n, "PADDED": padded}
+        beats = stream.beats // channels * other
+        cycles = stream.beats // channels * padded
+        return self.add(module, params, [stream], 1, stream.bits, stream.signed, beats, cycles=cycles)[0]
+
     def cast(self, stream: Stream, bits: int, signed: bool) -> Stream:
         """The stream with elements of another width; the values stay what they are."""
         if stream.bits == bits:

@@ -15,7 +15,8 @@ from hw.fpga.netlist import Netlist, Stream
 @dataclass(frozen=True)
 class Fold:
     """How much of a layer is computed at once. pe: output channels per beat; simd: input channels per beat
-    (depthwise: window elements of each channel per beat); dsp: products in multiplier blocks, not logic. A frame takes `cycles`."""
+    (depthwise: window elements of each channel per beat); where they do not divide the channels, zeros fill up the last beat.
+    dsp: products in multiplier blocks, not logic. rom: weights in logic cells, not block RAM. A frame takes `cycles`."""
 
     pe: int = 1
     simd: int = 1
@@ -24,6 +25,7 @@ class Fold:
     lut: float = 0
     dsps: int = 0
     bram18: float = 0
+    rom: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,16 @@ class Block(Protocol):
 
 def divisors(n: int, most: int = 1 << 30) -> list[int]:
     return [d for d in range(1, min(n, most) + 1) if n % d == 0]
+
+
+def nearby(n: int, most: int = 1 << 30) -> list[int]:
+    """Numbers of parallel elements up to `most` for n channels: its divisors, and what wastes at most a tenth in the last beat."""
+    return [d for d in range(1, min(n, most) + 1) if n % d == 0 or (d <= 32 and -(-n // d) * d <= 1.1 * n)]
+
+
+def padded(n: int, par: int) -> int:
+    """n channels rounded up to whole beats."""
+    return -(-n // par) * par
 
 
 def pack(values: Iterable[int], bits: int) -> int:

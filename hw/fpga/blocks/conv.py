@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from hw.fpga import ir
@@ -14,11 +16,14 @@ from hw.fpga.blocks.base import (
     divisors,
     memory_bram18,
     memory_lut,
+    nearby,
     pack_rows,
+    padded,
     signed_bits,
 )
 from hw.fpga.netlist import Netlist, Stream
 
+ROM_LUT = 1.15  # six-input cells per 64 bits of weights that stand in logic
 MOST_WIDTH = 4096  # bits of a weight word, beyond which memories and routing stop making sense
 
 
@@ -34,6 +39,20 @@ def packing(wb: int, ab: int, simd: int, target: Target) -> tuple[int, int] | No
     if ab + 1 > target.narrow or k < product:
         return None
     return k, min(simd, 1 << (k - product))
+
+
+def _style(fold: Fold) -> str:
+    """Where the weights stand, as Yosys and Vivado understand it."""
+    return "logic" if fold.rom else "auto"
+
+
+def _with_rom(fold: Fold, depth: int, width: int) -> list[Fold]:
+    """The fold with its weights in block RAM, and with them in logic cells where that is a choice."""
+    blocks = memory_bram18(depth, width)
+    found = [replace(fold, bram18=fold.bram18 + blocks)]
+    if blocks and depth <= 1024:
+        found.append(replace(fold, lut=fold.lut + ROM_LUT * depth / 64 * width, rom=True))
+    return found
 
 
 def _acc_bits(layer: Layer) -> int:
@@ -52,22 +71,27 @@ class Conv:
         window_lut = {}
         if op.depthwise:
             return _deform_folds(op, x, out, target) if op.bound else _depthwise_folds(op, x, out, target)
-        for simd in divisors(x.channels, MOST_WIDTH // x.bits):
-            sizes = x.shape, simd * x.bits, x.channels // simd
+        for simd in nearby(x.channels, MOST_WIDTH // x.bits):
+            channels = padded(x.channels, simd)
+            sizes = x.shape, simd * x.bits, channels // simd
             window_lut[simd] = windows.deform_cost(op, *sizes, 1) if op.bound else windows.cost(op.window, *sizes)
-            for pe in divisors(out.channels, MOST_WIDTH // (wb * simd)):
-                sf, nf = op.window.size * x.channels // simd, out.channels // pe
-                cycles = max(out.pixels * sf * nf, x.pixels * x.channels // simd)
+            for pe in nearby(out.channels, MOST_WIDTH // (wb * simd)):
+                sf, nf = op.window.size * channels // simd, -(-out.channels // pe)
+                cycles = max(out.pixels * sf * nf, x.pixels * channels // simd)
+                extra = 0.0
+                if channels != x.channels:
+                    cycles, extra = max(cycles, x.pixels * channels), 25 + simd * x.bits * 0.6
+                if nf * pe != out.channels:
+                    cycles, extra = max(cycles, out.pixels * nf * pe), extra + 25 + pe * out.bits
                 packed = packing(wb, x.bits, simd, target) if pe % 2 == 0 else None
                 for dsp in (False, True) if packed or _fills_dsp(wb, x.bits, target) else (False,):
                     lut, bram = window_lut[simd]
-                    lut += 160 + pe * _acc_bits(layer) * 1.2 + memory_lut(sf * nf, pe * simd * wb)
+                    lut += 160 + pe * _acc_bits(layer) * 1.2 + memory_lut(sf * nf, pe * simd * wb) + extra
                     dsps = (pe * simd // 2 if packed else pe * simd) if dsp else 0
                     lut += (
                         _sum_lut(pe, simd, wb, x.bits, packed, target) if dsp else pe * simd * _product_lut(wb, x.bits)
                     )
-                    bram += memory_bram18(sf * nf, pe * simd * wb)
-                    found.append(Fold(pe, simd, dsp, cycles, lut, dsps, bram))
+                    found += _with_rom(Fold(pe, simd, dsp, cycles, lut, dsps, bram), sf * nf, pe * simd * wb)
         return found
 
     def build(self, net: Netlist, layer: Layer, fold: Fold, inputs: list[Stream], target: Target) -> Stream:
@@ -75,16 +99,23 @@ class Conv:
         x = layer.ins[0]
         if op.depthwise:
             return self._depthwise(net, layer, op, fold, inputs)
-        source = conform(net, inputs[0], fold.simd, x.bits, x.signed)
-        nf, sf = layer.out.channels // fold.pe, op.window.size * x.channels // fold.simd
+        channels, made = padded(x.channels, fold.simd), padded(layer.out.channels, fold.pe)
+        source = inputs[0]
+        if channels != x.channels:
+            source = net.resize(source, "dp_pad", x.channels, channels)
+        source = conform(net, source, fold.simd, x.bits, x.signed)
+        nf, sf = made // fold.pe, op.window.size * channels // fold.simd
+        shape = (*x.shape[:2], channels)
         if op.bound:
-            stream = windows.build_deform(net, source, _distance(net, inputs[1], op), x.shape, op, 1, nf)
+            stream = windows.build_deform(net, source, _distance(net, inputs[1], op), shape, op, 1, nf)
         else:
-            stream = windows.build(net, source, x.shape, op.window, repeat=nf)
+            stream = windows.build(net, source, shape, op.window, repeat=nf)
         wb = weight_bits(op.weight)
         found = packing(wb, x.bits, fold.simd, target) if fold.dsp and fold.pe % 2 == 0 else None
         # [nf, pe, sf, simd]
-        weight = op.weight.reshape(nf, fold.pe, sf, fold.simd)
+        full = np.zeros((made, *op.weight.shape[1:3], channels), op.weight.dtype)
+        full[: len(op.weight), ..., : x.channels] = op.weight
+        weight = full.reshape(nf, fold.pe, sf, fold.simd)
         if found:
             shifted = weight.copy()
             shifted[:, 1::2] -= weight[:, 0::2] < 0
@@ -97,21 +128,16 @@ class Conv:
         params: dict[str, int | str] = {
             "PE": fold.pe, "SIMD": fold.simd, "SF": sf, "NF": nf, "WB": wb, "AB": x.bits, "A_SIGNED": int(x.signed),
             "ACC": layer.out.bits, "PACK": int(found is not None), "K": found[0] if found else 1,
-            "GROUP": found[1] if found else 1, "DSP": int(fold.dsp), "WEIGHTS": file,
+            "GROUP": found[1] if found else 1, "DSP": int(fold.dsp), "WEIGHTS": file, "RAM": _style(fold),
         }  # fmt: skip
-        beats = layer.out.pixels * nf
-        out = layer.out
-        return net.add(
-            "dp_mvu",
-            params,
-            [stream],
-            fold.pe,
-            out.bits,
-            out.signed,
-            beats,
-            cycles=out.pixels * sf * nf,
-            tensor=layer.node.output,
+        out, exact = layer.out, made == layer.out.channels
+        name, cycles = layer.node.output if exact else "", layer.out.pixels * sf * nf
+        product = net.add(
+            "dp_mvu", params, [stream], fold.pe, out.bits, out.signed, out.pixels * nf, cycles=cycles, tensor=name
         )[0]
+        if exact:
+            return product
+        return replace(net.resize(product, "dp_trim", made, out.channels), tensor=layer.node.output)
 
     def _depthwise(self, net: Netlist, layer: Layer, op: ir.Conv, fold: Fold, inputs: list[Stream]) -> Stream:
         x, out = layer.ins[0], layer.out
@@ -129,7 +155,7 @@ class Conv:
         file = net.memory(f"{net.layer}_weights.mem", pack_rows(words, wb), taps * fold.pe * wb)
         params: dict[str, int | str] = {
             "PE": fold.pe, "TAPS": taps, "SF": sf, "CF": cf, "WB": wb, "AB": x.bits, "ACC": out.bits,
-            "A_SIGNED": int(x.signed), "DSP": int(fold.dsp), "WEIGHTS": file,
+            "A_SIGNED": int(x.signed), "DSP": int(fold.dsp), "WEIGHTS": file, "RAM": _style(fold),
         }  # fmt: skip
         return net.add(
             "dp_vvu",
@@ -160,10 +186,9 @@ def _deform_folds(op: ir.Conv, x: ir.Tensor, out: ir.Tensor, target: Target) -> 
             lut, bram = windows.deform_cost(op, x.shape, pe * x.bits, cf, taps)
             weights = cf * op.window.size // taps, taps * pe * wb
             lut += 160 + pe * 1.2 * acc + memory_lut(*weights)
-            bram += memory_bram18(*weights)
             for dsp in (False, True) if _fills_dsp(wb, x.bits, target) else (False,):
                 products = 0 if dsp else taps * pe * _product_lut(wb, x.bits)
-                found.append(Fold(pe, taps, dsp, cycles, lut + products, taps * pe if dsp else 0, bram))
+                found += _with_rom(Fold(pe, taps, dsp, cycles, lut + products, taps * pe if dsp else 0, bram), *weights)
     return found
 
 
@@ -188,13 +213,14 @@ def _depthwise_folds(op: ir.Conv, x: ir.Tensor, out: ir.Tensor, target: Target) 
                 cycles += (frame - out.pixels) * cf
             weights = cf * op.window.size // taps, taps * pe * wb
             lut += 160 + pe * 1.2 * acc + memory_lut(*weights)
-            bram += memory_bram18(*weights)
             products = taps * pe
             # products and their sum; weights that never change are wired in
             share = 1.0 if taps == 1 else 0.35 if weights[0] == 1 else 0.7
-            found.append(Fold(pe, taps, False, cycles, lut + products * share * _product_lut(wb, x.bits), 0, bram))
+            logic = lut + products * share * _product_lut(wb, x.bits)
+            found += _with_rom(Fold(pe, taps, False, cycles, logic, 0, bram), *weights)
             if _fills_dsp(wb, x.bits, target):
-                found.append(Fold(pe, taps, True, cycles, lut + pe * (taps - 1) * (wb + x.bits), products, bram))
+                lut += pe * (taps - 1) * (wb + x.bits)
+                found += _with_rom(Fold(pe, taps, True, cycles, lut, products, bram), *weights)
     return found
 
 

@@ -6,7 +6,7 @@ from math import gcd
 
 from hw.fpga import ir
 from hw.fpga.blocks import window as windows
-from hw.fpga.blocks.base import Fold, Layer, Target, conform, divisors
+from hw.fpga.blocks.base import Fold, Layer, Target, conform, divisors, memory_bram18, memory_lut
 from hw.fpga.netlist import Netlist, Stream
 
 
@@ -18,18 +18,15 @@ class Layout:
     def folds(self, layer: Layer, target: Target) -> list[Fold]:
         x, out, op = layer.ins[0], layer.out, layer.op
         if isinstance(op, ir.Gather):
-            # a beat is a whole pixel; converters around it move `simd` channels in and `pe` out per cycle
-            return [
-                Fold(
-                    out.channels // f,
-                    x.channels // g,
-                    cycles=x.pixels * max(f, g),
-                    lut=1.5 * x.bits * (x.channels + out.channels),
-                )
-                for f in divisors(out.channels)
-                for g in divisors(x.channels)
-                if f == 1 or g == min((d for d in divisors(x.channels) if d >= f), default=x.channels)
-            ]
+            # whole pixels are wires (and converters around them); else a memory of two pixels takes `simd` channels in and `pe` out per cycle
+            found = [Fold(out.channels, x.channels, cycles=x.pixels, lut=1.5 * x.bits * (x.channels + out.channels))]
+            for pe in divisors(out.channels, 16):
+                for simd in divisors(x.channels, 16):
+                    sizes = 2 * x.channels // simd, simd * x.bits
+                    lut = 45 + pe * (1.3 * memory_lut(*sizes) + simd * x.bits / 4 + out.channels / pe / 8)
+                    cycles = x.pixels * max(out.channels // pe, x.channels // simd)
+                    found.append(Fold(pe, simd, cycles=cycles, lut=lut, bram18=pe * memory_bram18(*sizes)))
+            return found
         if isinstance(op, ir.Upsample):
             return [
                 Fold(pe, pe, cycles=out.pixels * (x.channels // pe), lut=windows.cost(_up_window(x), x.shape, pe * x.bits, x.channels // pe)[0],
@@ -48,7 +45,7 @@ class Layout:
             s = inputs[0]
             return Stream(s.name, s.par, s.bits, s.signed, s.beats, name)
         if isinstance(op, ir.Gather):
-            source = net.convert(conform(net, inputs[0], fold.simd, x.bits, x.signed), x.channels)
+            source = conform(net, inputs[0], fold.simd, x.bits, x.signed)
             index = sum(i << (16 * k) for k, i in enumerate(op.index))
             params: dict[str, int | str] = {
                 "WIDTH": x.bits,
@@ -56,18 +53,13 @@ class Layout:
                 "N_OUT": out.channels,
                 "INDEX": f"{16 * out.channels}'h{index:x}",
             }
-            whole = net.add(
-                "dp_gather",
-                params,
-                [source],
-                out.channels,
-                out.bits,
-                out.signed,
-                out.pixels,
-                cycles=out.pixels,
-                tensor=name,
+            wires = (fold.pe, fold.simd) == (out.channels, x.channels)
+            if not wires:
+                params |= {"IN_PAR": fold.simd, "OUT_PAR": fold.pe}
+            module, beats = "dp_gather" if wires else "dp_pixel_gather", out.size // fold.pe
+            return net.add(
+                module, params, [source], fold.pe, out.bits, out.signed, beats, cycles=fold.cycles, tensor=name
             )[0]
-            return net.convert(whole, fold.pe)
         if isinstance(op, ir.Upsample):
             source = conform(net, inputs[0], fold.pe, x.bits, x.signed)
             return windows.build(net, source, x.shape, _up_window(x), up=op.factor)

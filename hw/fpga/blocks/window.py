@@ -56,14 +56,14 @@ def build(
     )[0]
 
 
-def deform_rows(kernel: int, bound: int) -> int:
+def deform_rows(op: ir.Conv, height: int) -> int:
     """Rows of a deformable window's buffer: all that a tap may reach, and one that is being written."""
-    return 2 * (kernel // 2) * bound + 2
+    return min(2 * (op.window.kernel[0] // 2) * op.bound + 2, height + 1)
 
 
 def deform_cost(op: ir.Conv, shape: tuple[int, int, int], width: int, folds: int, ports: int) -> tuple[float, float]:
     """(LUT, BRAM18) estimated of the deformable window block and of the distances that wait for it."""
-    depth = deform_rows(op.window.kernel[0], op.bound) * shape[1] * folds
+    depth = deform_rows(op, shape[0]) * shape[1] * folds
     waiting = deform_wait(op, shape), ir.bits_for(0, op.bound)[0]
     lut = 170 + ports * (110 + memory_lut(depth, width)) + memory_lut(*waiting)
     return lut, ports * memory_bram18(depth, width) + memory_bram18(*waiting)
@@ -89,7 +89,7 @@ def build_deform(
     folds, kernel = c // stream.par, op.window.kernel[0]
     params: dict[str, int | str] = {
         "WIDTH": stream.width, "CF": folds, "H": h, "W": w, "K": kernel, "BOUND": op.bound, "DB": distance.bits, "PORTS": ports,
-        "REPEAT": max(1, repeat), "CHANNEL_OUTER": int(not repeat), "ROWS": deform_rows(kernel, op.bound),
+        "REPEAT": max(1, repeat), "CHANNEL_OUTER": int(not repeat), "ROWS": deform_rows(op, h),
     }  # fmt: skip
     beats = h * w * folds * max(1, repeat) * kernel * kernel // ports
     waiting = net.buffer(distance, least=deform_wait(op, shape))

@@ -1,6 +1,6 @@
 // Windows of a deformable convolution: the K x K taps of place (y, x) stand at (y + i d, x + j d), i, j in -K/2..K/2, where the
 // distance d, 0..BOUND, comes with a second stream, one per pixel. Stride 1; taps outside the image are 0 (its zero point).
-// A circular buffer holds ROWS = 2 (K/2) BOUND + 2 rows: those that a tap may reach, and one that is being written.
+// A circular buffer holds the rows that a tap may reach and one that is being written: ROWS = 2 (K/2) BOUND + 2, or H + 1.
 // Order of the output, PORTS taps per beat from as many copies of the buffer, per pixel:
 //   CHANNEL_OUTER = 1: (c, taps)              for depthwise products
 //   CHANNEL_OUTER = 0: REPEAT times (taps, c)  for matrix products

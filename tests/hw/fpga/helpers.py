@@ -13,7 +13,7 @@ import onnx
 import torch
 
 import boards
-from bench.networks import NAMED, Net, random_network
+from bench.networks import NAMED, Net, one_node, random_network
 from deploy.inputs import InputSpec
 from export.torch2onnx import export_quantized
 from hw.fpga import fold, ir, reference, simulate
@@ -21,6 +21,9 @@ from hw.fpga.assemble import assemble, layer_of
 from hw.fpga.blocks import blocks
 from hw.fpga.blocks.base import Fold, Target
 from hw.fpga.lower import lower
+
+
+__all__ = ["one_node"]  # for the tests
 
 
 def exported(net: torch.nn.Module, shape: tuple[int, ...]) -> onnx.ModelProto:
@@ -51,23 +54,6 @@ def brevitas(net: Net, x: np.ndarray) -> np.ndarray:
     out = net.double()(torch.from_numpy(x).double()).numpy()
     net.float()
     return out
-
-
-def one_node(op: ir.Op, *ins: ir.Tensor) -> ir.Graph:
-    """A graph of one operation; its inputs come from outside, the result goes out as it is."""
-    graph = ir.Graph()
-    for i, t in enumerate(ins):
-        graph.tensors[f"x{i}"] = t
-        graph.inputs.append(
-            ir.Input(f"x{i}", f"x{i}", 1.0, (1, t.channels, *t.shape[:2]), np.ones(t.channels), np.zeros(t.channels))
-        )
-    out = reference.result(op, list(ins))
-    graph.tensors["y"] = out
-    graph.nodes.append(ir.Node("y", op, tuple(f"x{i}" for i in range(len(ins))), "y", "under test"))
-    graph.outputs.append(
-        ir.Output("y", "y", np.ones(out.channels), np.zeros(out.channels), np.arange(out.size), (out.size,))
-    )
-    return graph
 
 
 def random_folds(graph: ir.Graph, rng: random.Random, target: Target) -> dict[str, Fold]:

@@ -239,9 +239,43 @@ def test_deformable(
     """Distances of every value up to the bound, on images smaller and larger than the reach; one port, a row, all taps."""
     kernel, bound = form
     dense = draw.draw(st.booleans())
+    x = ir.Tensor((draw.draw(st.integers(1, 40)), draw.draw(st.integers(1, 6)), x.channels), x.low, x.high)
     outputs = draw.draw(st.sampled_from([1, 2, 4])) if dense or x.channels == 1 else x.channels
     groups = 1 if dense or x.channels == 1 else x.channels
     rng = np.random.default_rng(seed)
     weight = rng.integers(-(1 << (wb - 1)), 1 << (wb - 1), (outputs, kernel, kernel, x.channels // groups))
     op = ir.Conv(weight, ir.Window((kernel, kernel)), groups, wb, bound)
     check(op, [x, ir.Tensor((*x.shape[:2], 1), 0, bound)], seed, tmp_path / "w")
+
+
+@many
+@given(
+    st.integers(0, 9999), st.sampled_from([11, 19]), st.sampled_from([10, 29]), st.sampled_from([1, 3]), st.booleans()
+)
+def test_folds_that_do_not_divide_the_channels(
+    tmp_path: Path, seed: int, channels: int, outputs: int, kernel: int, logic: bool
+) -> None:
+    """Zeros fill up the last beat of the input, and what they give is cut off the output; weights in logic or not."""
+    rng = np.random.default_rng(seed)
+    x = ir.Tensor((3, 4, channels), 0, 255)
+    window = ir.Window((kernel, kernel), pads=(kernel // 2,) * 4)
+    op = ir.Conv(rng.integers(-8, 8, (outputs, kernel, kernel, channels)), window, 1, 4)
+    graph, target = one_node(op, x), random.Random(seed).choice(TARGETS)
+    folds = blocks()["Conv"].folds(layer_of(graph, graph.nodes[0]), target)
+    chosen = [f for f in folds if (channels % f.simd or outputs % f.pe) and (f.rom or not logic)]
+    assume(chosen)
+    fold = random.Random(seed).choice(chosen)
+    measured = prove(graph, {"y": fold}, target, tmp_path / "w", seed=seed % 1000)
+    assert measured.interval <= 1.05 * fold.cycles + 8
+
+
+@many
+@given(tensors(), st.integers(0, 9999), st.integers(1, 12))
+def test_gather_through_memory(tmp_path: Path, x: ir.Tensor, seed: int, outputs: int) -> None:
+    """Any channels in any order, repeated or left out, as wires or through a memory of two pixels."""
+    op = ir.Gather(tuple(int(i) for i in np.random.default_rng(seed).integers(0, x.channels, outputs)))
+    graph = one_node(op, x)
+    folds = blocks()["Gather"].folds(layer_of(graph, graph.nodes[0]), TARGETS[0])
+    fold = random.Random(seed).choice(folds)
+    measured = prove(graph, {"y": fold}, TARGETS[0], tmp_path / "w", seed=seed % 1000)
+    assert measured.interval <= 1.05 * fold.cycles + 8
