@@ -1,14 +1,21 @@
 """The detector on generated images: the ladder of spatial operators, three seeds, float training on this CPU.
 
     python bench/codenet.py ladder [--workers 2] [--seeds 3] [--operators a,b]   -> bench/codenet_ladder.json
+    python bench/codenet.py example                                             -> examples/detection/
     python bench/codenet.py block                                               -> bench/codenet_block.json
+    python bench/codenet.py latency                                             -> bench/codenet_latency.json
     python bench/codenet.py quantize [--seeds 1]                                -> bench/codenet_quantize.json
 
 block: the deformable depthwise layer in hardware beside a plain one of the same size and folds: cycles simulated (Verilator,
 bit-exact, random distances), cells counted (Yosys, ultra96).
 
+latency: configurations a (256 x 256) and small in ONNX Runtime, one thread: float with the standard DeformConv, float with rows
+of a table, W4A8; random weights with distances of every size (speed depends on neither).
+
 quantize: the ladder's trained `deform` network at W4A8: float, post-training, fine-tuned with distillation on 4,000 of the training
 canvases (labels unused), then the same as ONNX Runtime's integers, as the integer reference, and in RTL on a sample.
+
+example: the ladder's trained `deform` network, 24 training canvases to calibrate with, 6 test canvases.
 
 ladder: 10,000 training and 1,000 test canvases of 128 x 128 pixels with Fashion-MNIST items (compress/codenet/canvas.py), composed of the
 60,000 training and the 10,000 test items: no item is in both. Configuration `small`, the same recipe for every operator; nothing
@@ -18,24 +25,31 @@ is chosen on the test canvases. Runs that the JSON already holds are skipped.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import multiprocessing
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_model, save_model
+from PIL import Image
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import nn
 
 from bench.common import BENCH, fashion, save, stamp
 from compress.codenet.boxes import Scene
 from compress.codenet.canvas import generate
-from compress.codenet.network import OPERATORS, codenet
+from compress.codenet.network import OPERATORS, CoDeNet, codenet
 from compress.codenet.train import TrainConfig, score, train
+from compress.deform import DeformConv2d
 from compress.quantize.plan import count_macs
+from export.parity import session
 
+ROOT = Path(__file__).resolve().parents[1]
 CLASSES, TRAIN, TEST = 10, 10_000, 1_000
 CONFIG = TrainConfig(epochs=6, batch=16, lr=3e-3)
 
@@ -93,6 +107,17 @@ def ladder(args: argparse.Namespace) -> None:
             )
 
 
+def example(args: argparse.Namespace) -> None:
+    folder = ROOT / "examples" / "detection"
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    state = {k: v for k, v in load_file(weights_file("deform", 0)).items() if not k.endswith("num_batches_tracked")}
+    named = {"arch": "deploy:codenet", "arch_args": json.dumps({"config": "small", "classes": CLASSES})}
+    save_file(state, folder / "codenet_small.safetensors", named)
+    np.savez_compressed(folder / "calib.npz", x=np.stack([s.image for s in scenes("train", 24)]))
+    for k, scene in enumerate(scenes("t10k", 6)):
+        Image.fromarray(scene.image).save(folder / "images" / f"{k}.png")
+
+
 def block(args: argparse.Namespace) -> None:
     import boards
     from bench.networks import one_node
@@ -132,20 +157,77 @@ def block(args: argparse.Namespace) -> None:
         save("codenet_block", {**stamp(), "board": "ultra96", "rows": rows})
 
 
+@torch.no_grad()
+def random_detector(config: str, classes: int = 20) -> CoDeNet:
+    """Random weights whose activations vary: kaiming, BatchNorm statistics of the data, distances from 0 to the bound."""
+    torch.manual_seed(0)
+    net = codenet(config, classes)
+    for m in net.modules():
+        if isinstance(m, nn.Conv2d):
+            nn.init.kaiming_normal_(m.weight)
+        if isinstance(m, nn.BatchNorm2d):
+            m.momentum = 0.3
+    for m in net.modules():
+        if isinstance(m, DeformConv2d):
+            nn.init.normal_(m.offset.weight, 0, 1.5 / m.offset.in_channels**0.5)
+            nn.init.constant_(m.offset.bias, 2.5)
+    net.train()
+    for _ in range(4):
+        net(torch.randn(4, 3, net.config.resolution, net.config.resolution))
+    return net.eval()
+
+
+def latency(args: argparse.Namespace) -> None:
+    from compress.api import compress
+    from compress.config import CompressConfig
+    from deploy.data import Batch
+    from export.stage import convert
+    from export.torch2onnx import export_float
+    from hw.latency import conditions, measure
+
+    rows = []
+    for config in ("small", "a"):
+        net = random_detector(config)
+        side = net.config.resolution
+        rng = np.random.default_rng(0)
+        batches = [Batch((rng.normal(size=(2, 3, side, side)).astype(np.float32),)) for _ in range(2)]
+        done = compress(net, CompressConfig(bits=4, rounding="nearest"), inputs=net.inputs, calibration=batches)
+        files, _ = convert(net, done.module, net.inputs)
+        standard = copy.deepcopy(net)
+        for m in standard.modules():
+            if isinstance(m, DeformConv2d):
+                m.forward = m.reference  # type: ignore[method-assign]
+        models = {
+            "float, DeformConv": export_float(standard, net.inputs)[0],
+            "float, rows": files["float.onnx"],
+            "W4A8": files["model.onnx"],
+        }
+        assert "DeformConv" in [n.op_type for n in models["float, DeformConv"].graph.node]
+        x = batches[0].inputs[0][:1]
+        calls = {}
+        for name, model in models.items():
+            run = session(model, 1)
+            calls[name] = lambda run=run: run.run(None, {"image": x})  # noqa: B023
+        a, b = (calls[n]()[0] for n in ("float, DeformConv", "float, rows"))
+        times = measure(calls, "float, DeformConv", args.samples)
+        rows.append({"config": config, "resolution": side, "error": float(np.abs(a - b).max() / np.abs(a).max()),
+                     "times": {n: asdict(t) for n, t in times.items()}, "bytes": {n: m.ByteSize() for n, m in models.items()}})  # fmt: skip
+        print(rows[-1], flush=True)
+        save("codenet_latency", {**stamp(), "samples": args.samples, "conditions": conditions(1), "rows": rows})
+
+
 def quantize(args: argparse.Namespace) -> None:
+    import boards
     from compress.api import compress
     from compress.codenet.decode import decode
     from compress.codenet.score import average_precision
     from compress.codenet.train import normalise
     from compress.config import CompressConfig
     from deploy.data import Batch
-    from export.parity import session
     from export.stage import convert
     from hw.fpga import fold, reference, simulate
     from hw.fpga.assemble import assemble
     from hw.fpga.lower import lower
-
-    import boards
 
     torch.set_num_threads(2)
     training, test = scenes("train", 4000), scenes("t10k", TEST)
@@ -188,12 +270,13 @@ def quantize(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("ladder", "block", "quantize"))
+    parser.add_argument("what", choices=("example", "ladder", "block", "quantize", "latency"))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--operators", default="")
+    parser.add_argument("--samples", type=int, default=200)
     args = parser.parse_args()
-    {"ladder": ladder, "block": block, "quantize": quantize}[args.what](args)
+    {"example": example, "ladder": ladder, "block": block, "quantize": quantize, "latency": latency}[args.what](args)
 
 
 if __name__ == "__main__":

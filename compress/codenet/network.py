@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchvision.models.shufflenetv2 import InvertedResidual
 
 from compress.deform import DeformConv2d
+from deploy.arch import Preprocess
 from deploy.inputs import InputSpec
 
 
@@ -43,6 +44,7 @@ OPERATORS: dict[str, Callable[[int, int], nn.Module]] = {
     "deform": _deform(),
 }
 FULL = ("conv3", "deform-full")
+PREPROCESS = Preprocess((0.5, 0.5, 0.5), (64 / 255, 64 / 255, 64 / 255))  # pixels: (x - 127.5) / 64
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ class CoDeNet(nn.Module):
         if operator not in OPERATORS:
             raise ValueError(f"operator {operator!r} is not one of {', '.join(OPERATORS)}")
         self.inputs = (InputSpec("image", (1, 3, config.resolution, config.resolution)),)
+        self.preprocess = PREPROCESS
         self.config, self.classes = config, classes
         self.backbone = _backbone(config)
         sizes = (config.channels[4], *config.neck)

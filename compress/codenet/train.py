@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from compress.codenet.boxes import Scene
 from compress.codenet.decode import STRIDE, Detections, decode
 from compress.codenet.loss import detection_loss, targets
+from compress.codenet.network import PREPROCESS
 from compress.codenet.score import average_precision
 from deploy.progress import track
 
 Augment = Callable[[Scene, np.random.Generator], Scene]
-MEAN, STD = 127.5, 64.0
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,9 @@ class TrainConfig:
 
 
 def normalise(images: Sequence[np.ndarray]) -> Tensor:
-    """uint8 [H, W, 3] each -> float [N, 3, H, W]: (x - 127.5) / 64."""
-    return (torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() - MEAN) / STD
+    """uint8 [H, W, 3] each -> float [N, 3, H, W] as the network takes it."""
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (PREPROCESS.mean, PREPROCESS.std))
+    return (torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() - mean) / std
 
 
 def mirror(scene: Scene, rng: np.random.Generator) -> Scene:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from markupsafe import Markup
 from deploy import __version__, artifact
 from deploy.errors import UserError
 from deploy.report.plots import svg
-from deploy.report.sections import Bars, Curves, Flow, Scatter, Section, Table
+from deploy.report.sections import Bars, Curves, Flow, Picture, Scatter, Section, Table
 from deploy.stage import Stage, discover
 
 
@@ -49,11 +50,20 @@ def collect(folder: Path, skip: Path) -> Run:
     )
 
 
-def _render(part: Table | Bars | Scatter | Curves | Flow) -> dict[str, Any]:
+def _render(part: Table | Bars | Scatter | Curves | Flow | Picture) -> dict[str, Any]:
+    if isinstance(part, Picture):
+        data = base64.b64encode(part.png).decode()
+        return {"kind": "picture", "png": f"data:image/png;base64,{data}", "title": part.title, "note": part.note}
     if isinstance(part, Table):
         numeric = [all(_number(row[i]) for row in part.rows) for i in range(len(part.columns))]
         return {"kind": "table", "table": part, "numeric": numeric, "title": part.title, "note": part.note}
     return {"kind": "plot", "svg": Markup(svg(part)), "title": part.title, "note": part.note}
+
+
+def _plain(section: dict[str, Any]) -> dict[str, Any]:
+    """A section as JSON holds it: of pictures their size."""
+    parts = [{**p, "png": f"{len(p['png'])} bytes"} if "png" in p else p for p in section["parts"]]
+    return {**section, "parts": parts}
 
 
 def _number(cell: Any) -> bool:
@@ -113,7 +123,7 @@ def build(folders: list[Path], target: Path) -> tuple[str, dict[str, Any]]:
             {
                 "name": r.name,
                 "notice": r.notice,
-                "sections": [asdict(s) for s in r.sections],
+                "sections": [_plain(asdict(s)) for s in r.sections],
                 "manifests": {n: {"key": m["key"], "stage": m["stage"]} for n, m in r.manifests},
             }
             for r in runs

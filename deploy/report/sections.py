@@ -68,12 +68,21 @@ class Flow:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """An image as the bytes of a PNG file."""
+
+    title: str
+    png: bytes
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Section:
     """One stage's part of the page. `notice` is shown first on the page; `facts` are (label, value) headline figures."""
 
     title: str
     notice: str = ""
     facts: tuple[tuple[str, str], ...] = ()
-    parts: tuple[Table | Bars | Scatter | Curves | Flow, ...] = ()
+    parts: tuple[Table | Bars | Scatter | Curves | Flow | Picture, ...] = ()
     remarks: tuple[str, ...] = ()
     data: dict[str, Any] = field(default_factory=dict)

@@ -16,12 +16,11 @@ import boards
 from bench.networks import NAMED, Net, one_node, random_network
 from deploy.inputs import InputSpec
 from export.torch2onnx import export_quantized
-from hw.fpga import fold, ir, reference, simulate
+from hw.fpga import fold, ir, simulate
 from hw.fpga.assemble import assemble, layer_of
 from hw.fpga.blocks import blocks
 from hw.fpga.blocks.base import Fold, Target
 from hw.fpga.lower import lower
-
 
 __all__ = ["one_node"]  # for the tests
 

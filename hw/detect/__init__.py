@@ -1,0 +1,1 @@
+"""Images in, boxes out: a detector of compress/codenet on this host."""
