@@ -142,7 +142,7 @@ def block(args: argparse.Namespace) -> None:
         for name, graph in (("plain", plain), ("deformable", deform)):
             target = fold.target_of(board)
             folds = blocks()["Conv"].folds(layer_of(graph, graph.nodes[0]), target)
-            chosen = next(f for f in folds if (f.pe, f.simd, f.dsp, f.rom) == (pe, taps, False, False))
+            chosen = next(f for f in folds if (f.pe, f.simd, f.dsp) == (pe, taps, False))
             with tempfile.TemporaryDirectory() as work:
                 net = assemble(graph, {"y": chosen}, target, {})
                 inputs = simulate.random_inputs(graph, 3, 1)

@@ -134,10 +134,7 @@ def mixed() -> str:
                     tops, agree = [r["top1"] for r in same], [r["agreement"] for r in same]
                     body.append([network, str(act), how, f"{max(r['bytes'] for r in same) / 1e3:.1f} kB", _range(tops), _range(agree), f"{statistics.median(r['sqnr_db'] for r in same):.1f} dB"])  # fmt: skip
     head = ["network", "activation bits", "weights", "size", "top-1 %", "same class as float %", "signal to noise"]
-    return (
-        _table(head, body)
-        + f"\n\nRanges: three seeds of the search (MobileNetV2: one, its run was stopped for time), {_load('mixed')['trials']} trials each."
-    )
+    return _table(head, body) + f"\n\nRanges: three seeds of the search, {_load('mixed')['trials']} trials each."
 
 
 def _range(values: list[float]) -> str:
@@ -166,7 +163,59 @@ def stability() -> str:
     return _table(["learning rate", "Eval", "Tune", "Deploy"], body)
 
 
+def _spread(values: list[float], digits: int = 1) -> str:
+    """One value, or mean [least, most] of several seeds."""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{statistics.mean(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
+
+
+def ladder() -> str:
+    rows, body = _load("codenet_ladder")["rows"], []
+    for operator in dict.fromkeys(r["operator"] for r in rows):
+        same = [r for r in rows if r["operator"] == operator]
+        body.append([operator, *(_spread([r[k] for r in same]) for k in ("AP", "AP50", "AP75")), f"{same[0]['parameters']:,}", f"{same[0]['mmacs']:.1f}", str(len(same))])  # fmt: skip
+    return _table(["spatial operator of the neck", "AP", "AP50", "AP75", "parameters", "10^6 MACs", "seeds"], body)
+
+
+def codenet() -> str:
+    body = []
+    for r in _load("codenet_quantize")["rows"]:
+        names = {"float": "float", "ptq": "W4A8, post-training", "qat": "W4A8, fine-tuned (2 epochs of distillation)", "onnxruntime": "the same, ONNX Runtime's integers", "integer reference": "the same, integers of the hardware"}  # fmt: skip
+        body += [[label, *(f"{r[key][k]:.2f}" for k in ("AP", "AP50", "AP75"))] for key, label in names.items()]
+        rtl, last = r["rtl"], body[-1]
+    note = f"RTL (Verilator): {rtl['frames']} images, {rtl['integers']:,} integers equal, {rtl['interval']:,.0f} cycles a frame ({rtl['predicted']:,} predicted)."
+    return (
+        _table(["deformable network, 1,000 test canvases", "AP", "AP50", "AP75"], body) + f"\n\n{note}" if last else ""
+    )
+
+
+def trees() -> str:
+    data = _load("codenet_trees")
+    body = [[r["network"], *(f"{r[k]:.1f}" for k in ("AP", "AP50", "AP75"))] for r in data["rows"]]
+    note = f"{data['train_tiles']} training and {data['test_tiles']} test tiles ({data['test_boxes']} boxes), one seed: differences of a point mean nothing."
+    return _table(["network", "AP", "AP50", "AP75"], body) + f"\n\n{note}"
+
+
+def block() -> str:
+    body = []
+    for r in _load("codenet_block")["rows"]:
+        plain, deform = r["plain"], r["deformable"]
+        body.append([f"{r['side']}x{r['side']}x{r['channels']}, {r['pe']} channels, {r['taps']} taps a cycle", f"{deform['interval']:,.0f} / {plain['interval']:,.0f}", f"{r['cycles_ratio']:.2f}",
+                     f"{deform['lut']:,} / {plain['lut']:,}", f"{r['lut_ratio']:.2f}", f"{deform['bram18']} / {plain['bram18']}"])  # fmt: skip
+    return _table(["layer", "cycles, deformable / plain", "ratio", "LUT", "ratio", "BRAM18"], body)
+
+
+def deform_latency() -> str:
+    data, body = _load("codenet_latency"), []
+    for r in data["rows"]:
+        for name, t in r["times"].items():
+            body.append([f"{r['config']}, {r['resolution']} x {r['resolution']}", name, f"{t['p50_ms']:.2f} ms", f"{t['ratio']:.2f}x [{t['ratio_low']:.2f}, {t['ratio_high']:.2f}]", f"{r['bytes'][name] / 1e6:.2f} MB"])  # fmt: skip
+    return _table(["configuration", "file", "p50", "speed", "size"], body)
+
+
 TABLES = {
+    "ladder": ladder, "codenet": codenet, "trees": trees, "block": block, "deform-latency": deform_latency,
     "stability": stability, "finetune": finetune, "mixed": mixed, "convbn": convbn, "fashion": fashion, "mobilenet": mobilenet, "speed": speed, "cost": cost, "fpga": fpga,
 }  # fmt: skip
 

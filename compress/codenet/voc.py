@@ -76,7 +76,7 @@ def read(xml: Path, classes: Sequence[str] = VOC) -> Scene:
         raise UserError(f"{xml} is no XML file ({error}); correct it") from None
     path = _image(xml, Path(root.findtext("filename") or "").name)
     try:
-        image = np.asarray(Image.open(path).convert("RGB"))
+        image = np.array(Image.open(path).convert("RGB"))
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
         raise UserError(f"{path} is no readable image; replace it") from None
     h, w = image.shape[:2]
@@ -104,7 +104,7 @@ def load(folder: Path, split: str = "", classes: Sequence[str] = VOC) -> list[Sc
 def resize(scene: Scene, size: int) -> Scene:
     """The whole image on size x size pixels, boxes with it (the aspect changes, as in CenterNet's fixed-size testing)."""
     h, w = scene.image.shape[:2]
-    image = np.asarray(Image.fromarray(scene.image).resize((size, size), Image.Resampling.BILINEAR))
+    image = np.array(Image.fromarray(scene.image).resize((size, size), Image.Resampling.BILINEAR))
     factor = np.array([size / w, size / h, size / w, size / h], np.float32)
     return Scene(image, scene.boxes * factor, scene.labels, scene.hard)
 

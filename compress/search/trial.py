@@ -29,9 +29,7 @@ class Bench:
     """
 
     def __init__(self, root: nn.Module, plan: Plan, config: CompressConfig, batches: list[tuple[Tensor, ...]]) -> None:
-        wide = Plan(
-            {n: replace(row, bits=8) for n, row in plan.layers.items()}, plan.quantizers, plan.per_channel, plan.traced, plan.skipped
-        )  # fmt: skip
+        wide = replace(plan, layers={n: replace(row, bits=8) for n, row in plan.layers.items()})
         self.plan, self.batches = plan, batches
         self.module = quantize(root, wide, config, Chosen("nearest", "mse", False, False, False), batches)
         self.layers = {n: m for n, m in layers(self.module, wide).items() if not isinstance(m, nn.Embedding)}

@@ -16,7 +16,7 @@ from hw.fpga.netlist import Netlist, Stream
 class Fold:
     """How much of a layer is computed at once. pe: output channels per beat; simd: input channels per beat
     (depthwise: window elements of each channel per beat); where they do not divide the channels, zeros fill up the last beat.
-    dsp: products in multiplier blocks, not logic. rom: weights in logic cells, not block RAM. A frame takes `cycles`."""
+    dsp: products in multiplier blocks, not logic. A frame takes `cycles`."""
 
     pe: int = 1
     simd: int = 1
@@ -25,7 +25,6 @@ class Fold:
     lut: float = 0
     dsps: int = 0
     bram18: float = 0
-    rom: bool = False
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from hw.fpga.blocks.base import (
 )
 from hw.fpga.netlist import Netlist, Stream
 
-ROM_LUT = 1.15  # six-input cells per 64 bits of weights that stand in logic
 MOST_WIDTH = 4096  # bits of a weight word, beyond which memories and routing stop making sense
 
 
@@ -41,18 +40,10 @@ def packing(wb: int, ab: int, simd: int, target: Target) -> tuple[int, int] | No
     return k, min(simd, 1 << (k - product))
 
 
-def _style(fold: Fold) -> str:
-    """Where the weights stand, as Yosys and Vivado understand it."""
-    return "logic" if fold.rom else "auto"
-
-
-def _with_rom(fold: Fold, depth: int, width: int) -> list[Fold]:
-    """The fold with its weights in block RAM, and with them in logic cells where that is a choice."""
-    blocks = memory_bram18(depth, width)
-    found = [replace(fold, bram18=fold.bram18 + blocks)]
-    if blocks and depth <= 1024:
-        found.append(replace(fold, lut=fold.lut + ROM_LUT * depth / 64 * width, rom=True))
-    return found
+def _style(depth: int, width: int) -> str:
+    """Where weights stand, as Yosys and Vivado understand it: logic takes a cell per 14 bits of a ROM (measured), so block RAM
+    wherever it was reckoned with."""
+    return "block" if memory_bram18(depth, width) else "auto"
 
 
 def _acc_bits(layer: Layer) -> int:
@@ -91,7 +82,8 @@ class Conv:
                     lut += (
                         _sum_lut(pe, simd, wb, x.bits, packed, target) if dsp else pe * simd * _product_lut(wb, x.bits)
                     )
-                    found += _with_rom(Fold(pe, simd, dsp, cycles, lut, dsps, bram), sf * nf, pe * simd * wb)
+                    bram += memory_bram18(sf * nf, pe * simd * wb)
+                    found.append(Fold(pe, simd, dsp, cycles, lut, dsps, bram))
         return found
 
     def build(self, net: Netlist, layer: Layer, fold: Fold, inputs: list[Stream], target: Target) -> Stream:
@@ -124,11 +116,12 @@ class Conv:
                 found = packing(wb, x.bits, fold.simd, target)
             weight = shifted if found else weight
         words = weight.transpose(0, 2, 1, 3).reshape(nf * sf, fold.pe * fold.simd)
-        file = net.memory(f"{net.layer}_weights.mem", pack_rows(words, wb), fold.pe * fold.simd * wb)
+        sizes = len(words), fold.pe * fold.simd * wb
+        file = net.memory(f"{net.layer}_weights.mem", pack_rows(words, wb), sizes[1])
         params: dict[str, int | str] = {
             "PE": fold.pe, "SIMD": fold.simd, "SF": sf, "NF": nf, "WB": wb, "AB": x.bits, "A_SIGNED": int(x.signed),
             "ACC": layer.out.bits, "PACK": int(found is not None), "K": found[0] if found else 1,
-            "GROUP": found[1] if found else 1, "DSP": int(fold.dsp), "WEIGHTS": file, "RAM": _style(fold),
+            "GROUP": found[1] if found else 1, "DSP": int(fold.dsp), "WEIGHTS": file, "RAM": _style(*sizes),
         }  # fmt: skip
         out, exact = layer.out, made == layer.out.channels
         name, cycles = layer.node.output if exact else "", layer.out.pixels * sf * nf
@@ -152,10 +145,11 @@ class Conv:
             stream = net.convert(windows.build_parallel(net, source, x.shape, op.window), taps * fold.pe)
         wb = weight_bits(op.weight)
         words = op.weight[..., 0].reshape(cf, fold.pe, sf * taps).transpose(0, 2, 1).reshape(cf * sf, taps * fold.pe)
-        file = net.memory(f"{net.layer}_weights.mem", pack_rows(words, wb), taps * fold.pe * wb)
+        sizes = len(words), taps * fold.pe * wb
+        file = net.memory(f"{net.layer}_weights.mem", pack_rows(words, wb), sizes[1])
         params: dict[str, int | str] = {
             "PE": fold.pe, "TAPS": taps, "SF": sf, "CF": cf, "WB": wb, "AB": x.bits, "ACC": out.bits,
-            "A_SIGNED": int(x.signed), "DSP": int(fold.dsp), "WEIGHTS": file, "RAM": _style(fold),
+            "A_SIGNED": int(x.signed), "DSP": int(fold.dsp), "WEIGHTS": file, "RAM": _style(*sizes),
         }  # fmt: skip
         return net.add(
             "dp_vvu",
@@ -186,9 +180,10 @@ def _deform_folds(op: ir.Conv, x: ir.Tensor, out: ir.Tensor, target: Target) -> 
             lut, bram = windows.deform_cost(op, x.shape, pe * x.bits, cf, taps)
             weights = cf * op.window.size // taps, taps * pe * wb
             lut += 160 + pe * 1.2 * acc + memory_lut(*weights)
+            bram += memory_bram18(*weights)
             for dsp in (False, True) if _fills_dsp(wb, x.bits, target) else (False,):
                 products = 0 if dsp else taps * pe * _product_lut(wb, x.bits)
-                found += _with_rom(Fold(pe, taps, dsp, cycles, lut + products, taps * pe if dsp else 0, bram), *weights)
+                found.append(Fold(pe, taps, dsp, cycles, lut + products, taps * pe if dsp else 0, bram))
     return found
 
 
@@ -213,14 +208,15 @@ def _depthwise_folds(op: ir.Conv, x: ir.Tensor, out: ir.Tensor, target: Target) 
                 cycles += (frame - out.pixels) * cf
             weights = cf * op.window.size // taps, taps * pe * wb
             lut += 160 + pe * 1.2 * acc + memory_lut(*weights)
+            bram += memory_bram18(*weights)
             products = taps * pe
             # products and their sum; weights that never change are wired in
             share = 1.0 if taps == 1 else 0.35 if weights[0] == 1 else 0.7
             logic = lut + products * share * _product_lut(wb, x.bits)
-            found += _with_rom(Fold(pe, taps, False, cycles, logic, 0, bram), *weights)
+            found.append(Fold(pe, taps, False, cycles, logic, 0, bram))
             if _fills_dsp(wb, x.bits, target):
                 lut += pe * (taps - 1) * (wb + x.bits)
-                found += _with_rom(Fold(pe, taps, True, cycles, lut, products, bram), *weights)
+                found.append(Fold(pe, taps, True, cycles, lut, products, bram))
     return found
 
 
