@@ -35,6 +35,7 @@ def decode(output: np.ndarray, most: int = 100, least: float = 0.0, stride: int 
     order, score = order[score >= least], score[score >= least]
     label, y, x = np.unravel_index(order, logits.shape)
     w, h, dx, dy = output[-4:, y, x].astype(np.float32)
+    w, h = np.maximum(w, 0), np.maximum(h, 0)  # nothing keeps a network from less
     cx, cy = x + dx, y + dy
     boxes = np.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], 1) * stride
     return Detections(boxes.astype(np.float32), score.astype(np.float32), label.astype(np.int64))

@@ -147,6 +147,8 @@ def codenet(config: str = "a", classes: int = 20, operator: str = "deform", reso
     """Factory behind `--arch deploy:codenet`; `resolution` overrides the configuration's. Raises ValueError for unknown names."""
     if config not in CONFIGS:
         raise ValueError(f"configuration {config!r} is not one of {', '.join(CONFIGS)}")
+    if not isinstance(resolution, int) or not isinstance(classes, int) or resolution < 0 or classes < 1:
+        raise ValueError(f"classes {classes!r} and resolution {resolution!r} must be whole numbers, classes at least 1")
     if resolution % 32:
         raise ValueError(f"a resolution of {resolution} is no multiple of 32")
     chosen = CONFIGS[config]

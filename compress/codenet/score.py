@@ -34,7 +34,7 @@ def average_precision(scenes: Sequence[Scene], found: Sequence[Detections], clas
             guesses.append(
                 {"image_id": number, "category_id": label + 1, "bbox": [x0, y0, x1 - x0, y1 - y0], "score": score}
             )
-    if not guesses:
+    if not guesses or not rows:
         return {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()

@@ -14,6 +14,7 @@ from compress.codenet.decode import STRIDE, Detections, decode
 from compress.codenet.loss import detection_loss, targets
 from compress.codenet.network import PREPROCESS
 from compress.codenet.score import average_precision
+from deploy.errors import UserError
 from deploy.progress import track
 
 Augment = Callable[[Scene, np.random.Generator], Scene]
@@ -74,7 +75,12 @@ def affine(scene: Scene, rng: np.random.Generator) -> Scene:
 def train(
     net: nn.Module, scenes: Sequence[Scene], classes: int, config: TrainConfig, augment: Augment = mirror
 ) -> list[float]:
-    """Train in place on scenes of one size; returns the mean loss of every epoch. Deterministic by seed and thread count."""
+    """Train in place on scenes of one size; returns the mean loss of every epoch. Deterministic by seed and thread count.
+
+    Raises UserError for fewer scenes than a batch.
+    """
+    if len(scenes) < config.batch:
+        raise UserError(f"{len(scenes)} scenes are fewer than the batch of {config.batch}; lower it or give more")
     rng = np.random.default_rng(config.seed)
     steps = len(scenes) // config.batch
     decayed = [p for p in net.parameters() if p.ndim > 1]

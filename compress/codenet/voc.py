@@ -28,7 +28,10 @@ def annotation_files(folder: Path, split: str = "") -> list[Path]:
         listing = folder / "ImageSets" / "Main" / f"{split}.txt"
         if not listing.is_file():
             raise UserError(f"{listing} is missing; give a split that {listing.parent} has")
-        names = [line.split()[0] for line in listing.read_text().splitlines() if line.strip()]
+        names = [line.split()[0] for line in listing.read_text("utf-8", "replace").splitlines() if line.strip()]
+        outside = next((n for n in names if Path(n).name != n), "")
+        if outside:
+            raise UserError(f"{listing} names {outside!r}, which is no name of a file; correct the line")
         files = [home / f"{name}.xml" for name in names]
     else:
         files = sorted(home.glob("*.xml"))
@@ -67,7 +70,9 @@ def read(xml: Path, classes: Sequence[str] = VOC) -> Scene:
     try:
         text = xml.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise UserError(f"{xml} cannot be read: {error.strerror}") from None
+        raise UserError(
+            f"{xml} cannot be read ({error.strerror}); add the file or take its name out of the split"
+        ) from None
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise UserError(f"{xml} declares entities, which no annotation needs; remove the declaration")
     try:
@@ -77,7 +82,7 @@ def read(xml: Path, classes: Sequence[str] = VOC) -> Scene:
     path = _image(xml, Path(root.findtext("filename") or "").name)
     try:
         image = np.array(Image.open(path).convert("RGB"))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+    except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
         raise UserError(f"{path} is no readable image; replace it") from None
     h, w = image.shape[:2]
     boxes, labels, hard = [], [], []

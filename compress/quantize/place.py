@@ -130,10 +130,10 @@ def relu_limit(gm: fx.GraphModule, node: Any) -> tuple[bool, float | None]:
 
 
 def integer_bits(gm: fx.GraphModule, node: fx.Node) -> int:
-    """Rule 5: the bits of a node whose values are integers from 0 to a bound by definition; 0 for any other."""
+    """Rule 5: the bits of a node whose values are integers from 0 to a bound by definition, at least 2; 0 for any other."""
     module = submodule(gm, node)
     if isinstance(module, Distance) and module.integer and module.low == 0 and module.bound is not None:
-        return int(module.bound).bit_length()
+        return max(2, int(module.bound).bit_length())  # one-bit values are another kind in QONNX
     return 0
 
 
@@ -283,12 +283,13 @@ def _origins(gm: fx.GraphModule, node: fx.Node, placed: set[str]) -> set[str]:
     return _origins(gm, node.all_input_nodes[0], placed)
 
 
-def shared(gm: fx.GraphModule, placed: set[str]) -> list[set[str]]:
-    """Rule 6: sets of quantizers that want one scale."""
+def shared(gm: fx.GraphModule, placed: set[str]) -> list[tuple[set[str], set[str]]]:
+    """Rule 6: sets of quantizers that want one scale, and which of them follow a concatenation."""
     joints = [n for n in gm.graph.nodes if n.op == "call_function" and n.target in _JOINTS]
     ends: dict[str, set[str]] = {}
     for node in joints:
-        own = next((n.name for n in (node, *node.users) if n.name in placed), "")
+        behind = [n for n in node.users if relu_limit(gm, n)[0] or keeps_grid(gm, n)]
+        own = next((n.name for n in (node, *behind) if n.name in placed), "")
         if own:
             ends[own] = set().union(*(_origins(gm, source, placed) for source in node.all_input_nodes))
     groups: list[set[str]] = []
@@ -299,7 +300,7 @@ def shared(gm: fx.GraphModule, placed: set[str]) -> list[set[str]]:
             joined |= group
         groups.append(joined)
     chained = {own for own, sources in ends.items() if sources & ends.keys()}
-    return [g for g in groups if g & chained]
+    return [(g, g & ends.keys()) for g in groups if g & chained]
 
 
 def layer_ends(gm: fx.GraphModule, layers: set[fx.Node]) -> set[fx.Node]:

@@ -245,10 +245,6 @@ def _place(gm: fx.GraphModule, plan: Plan, bits: int, overrides: dict[str, int])
             if fixed
             else ActivationSpec(width, point.nonnegative is not True, point.limit)
         )
-    for group in shared(gm, set(plan.quantizers)):
-        specs = {plan.quantizers[name] for name in group}
-        if len(specs) == 1 and next(iter(specs)).scale is None:
-            plan.shared.append(sorted(group))
     for layer in static:
         if str(layer.target) not in overrides:
             continue
@@ -260,8 +256,13 @@ def _place(gm: fx.GraphModule, plan: Plan, bits: int, overrides: dict[str, int])
                 f"--layer {layer.target}: its input is on no activation range of its own; leave out the activation bits"
             )
         old = plan.quantizers[source.name]
-        for name in next((g for g in plan.shared if source.name in g), [source.name]):
-            plan.quantizers[name] = ActivationSpec(overrides[str(layer.target)], old.signed, old.limit)
+        plan.quantizers[source.name] = ActivationSpec(overrides[str(layer.target)], old.signed, old.limit)
+    for group, joints in shared(gm, set(plan.quantizers)):
+        # of different bits or signs only those go together that stand with most behind the concatenations
+        parts = [sorted(n for n in group if plan.quantizers[n] == plan.quantizers[joint]) for joint in sorted(joints)]
+        best = max(parts, key=len)
+        if len(best) > 1:
+            plan.shared.append(best)
 
 
 def apply_plan(root: nn.Module, plan: Plan) -> dict[str, nn.Module]:

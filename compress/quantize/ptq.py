@@ -157,6 +157,8 @@ def _signs(module: nn.Module, plan: Plan, batch: tuple[Tensor, ...]) -> None:
         spec = plan.quantizers.get(node.name)
         if spec is not None and float(value.min()) >= 0:
             plan.quantizers[node.name] = scheme.ActivationSpec(spec.bits, False, spec.limit)
+            # its sign is no longer that of the others
+            plan.shared = [g for group in plan.shared if len(g := [n for n in group if n != node.name]) > 1]
 
 
 def fit_memory(module: nn.Module, batches: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:

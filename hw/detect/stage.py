@@ -25,11 +25,16 @@ RECORD, DRAWN, SHOWN = "detections.json", "drawn", 6
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#0aa", "#b58900", "#c2185b", "#607d8b", "#795548")
 
 
-def files_of(source: Path, limit: int) -> list[Path]:
-    """The images to look at. Raises UserError where there are none."""
+def files_of(source: Path, limit: int, output: Path) -> list[Path]:
+    """The images to look at, without those that an earlier run drew. Raises UserError where there are none."""
     if source.is_file():
         return [source]
-    found = sorted(p for p in source.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if source.is_dir() else []
+    own = output.resolve()
+    found = sorted(
+        p
+        for p in (source.rglob("*") if source.is_dir() else ())
+        if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file() and not p.resolve().is_relative_to(own)
+    )
     if not found:
         raise UserError(
             f"--images {source} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); give an image or a folder"
@@ -41,6 +46,10 @@ def read(path: Path) -> Image.Image:
     """An image in RGB. Raises UserError where it is none."""
     try:
         with Image.open(path) as opened:
+            if opened.mode in ("I;16", "I;16B", "I", "F"):  # 16 bits, or floats: PIL would cut them off at 255
+                values = np.asarray(opened, np.float32)
+                top = max(255.0, 65535.0 if values.max() > 255 else 255.0)
+                opened = Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8))
             return opened.convert("RGB")
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"the image {path} cannot be read ({str(error)[:80]}); remove or replace it") from None
@@ -97,8 +106,8 @@ def find(
 
 
 def draw(image: Image.Image, found: Detections, names: list[str]) -> Image.Image:
-    """The image with its boxes, at least 384 pixels wide."""
-    grow = max(1, -(-384 // image.width))
+    """The image with its boxes, small ones enlarged to 384 pixels."""
+    grow = max(1, 384 // max(image.width, image.height))
     canvas = image.resize((image.width * grow, image.height * grow), Image.Resampling.NEAREST)
     pen = ImageDraw.Draw(canvas)
     for box, score, label in reversed(
@@ -124,14 +133,16 @@ def run_stage(config: DetectConfig, folder: Path) -> dict[str, Any]:
     given = [n.strip() for n in config.names.split(",")] if config.names else []
     run = engine(source, config.engine, specs[0])
     (folder / DRAWN).mkdir()
-    rows, files = {}, files_of(Path(config.images), config.limit)
-    for number, path in enumerate(track(files, "detecting")):
+    rows: dict[str, dict[str, Any]] = {}
+    files = files_of(Path(config.images), config.limit, Path(config.output))
+    for path in track(files, "detecting"):
         image = read(path)
         found = find(run, image, specs[0], preprocess, config)
         most = int(found.labels.max(initial=-1)) + 1
         names = [*given, *(f"class {k}" for k in range(len(given), most))]
-        name = path.name if path.name not in rows else f"{number}-{path.name}"
-        rows[name] = [
+        name = str(path.relative_to(config.images)) if path != Path(config.images) else path.name
+        drawing = f"{DRAWN}/{len(rows):03d}-{path.stem}.png"
+        found_boxes = [
             {
                 "box": [round(float(v), 1) for v in box],
                 "score": round(float(score), 4),
@@ -140,27 +151,30 @@ def run_stage(config: DetectConfig, folder: Path) -> dict[str, Any]:
             }
             for box, score, label in zip(found.boxes, found.scores, found.labels, strict=True)
         ]
-        draw(image, found, names).save(folder / DRAWN / f"{Path(name).stem}.png")
+        rows[name] = {"drawn": drawing, "boxes": found_boxes}
+        draw(image, found, names).save(folder / drawing)
     (folder / RECORD).write_text(
         json.dumps({"engine": config.engine, "least": config.least, "images": rows}, indent=1) + "\n"
     )
     first = {
-        name: ", ".join(f"{b['name']} {b['score']:.2f}" for b in boxes[:4]) or "nothing"
-        for name, boxes in list(rows.items())[:3]
+        name: ", ".join(f"{b['name']} {b['score']:.2f}" for b in row["boxes"][:4]) or "nothing"
+        for name, row in list(rows.items())[:3]
     }
-    return {"images": len(rows), "boxes": sum(map(len, rows.values())), "engine": config.engine, "first": first}
+    count = sum(len(row["boxes"]) for row in rows.values())
+    return {"images": len(rows), "boxes": count, "engine": config.engine, "first": first}
 
 
 def section(folder: Path, manifest: dict[str, Any]) -> Section:
     """The boxes drawn on the first images, and how many there are on each."""
     record = json.loads((folder / RECORD).read_text())
-    counts = tuple((n, len(b), ", ".join(sorted({r["name"] for r in b}))) for n, b in record["images"].items())
+    rows = record["images"]
+    counts = tuple((n, len(r["boxes"]), ", ".join(sorted({b["name"] for b in r["boxes"]}))) for n, r in rows.items())
     shown = [
         Picture(
-            f"{Path(name).stem}: {len(boxes)} box{'' if len(boxes) == 1 else 'es'}",
-            (folder / DRAWN / f"{Path(name).stem}.png").read_bytes(),
+            f"{name}: {len(row['boxes'])} box{'' if len(row['boxes']) == 1 else 'es'}",
+            (folder / row["drawn"]).read_bytes(),
         )
-        for name, boxes in list(record["images"].items())[:SHOWN]
+        for name, row in list(rows.items())[:SHOWN]
     ]
     facts = (
         ("images", str(manifest["summary"]["images"])),

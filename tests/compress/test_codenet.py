@@ -195,3 +195,32 @@ def test_training_learns_to_detect() -> None:
     assert score(net, scenes, 10)["AP50"] > 60
     assert len(detect(net, scenes)) == 16
     assert CONFIGS["small"].head == 64
+
+
+@pytest.mark.parametrize("args", [{"resolution": -32}, {"resolution": 64.0}, {"classes": 0}, {"classes": "abc"}])
+def test_arguments_that_are_no_numbers(args: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="whole numbers"):
+        codenet("small", **args)  # type: ignore[arg-type]
+
+
+def test_a_split_names_files_only(tmp_path: Path) -> None:
+    write_voc(tmp_path / "v", canvas.generate(*items(), 1, 0))
+    listing = tmp_path / "v" / "ImageSets" / "Main" / "train.txt"
+    for text, message in (("../../x\n", "no name of a file"), ("000009\n", "add the file")):
+        listing.write_text(text)
+        with pytest.raises(UserError, match=message):
+            voc.load(tmp_path / "v", "train")
+    listing.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError):
+        voc.load(tmp_path / "v", "train")
+
+
+def test_sizes_below_zero_are_empty_boxes_and_empty_scenes_score_nothing() -> None:
+    output = np.zeros((5, 8, 8), np.float32)
+    output[0, 3, 3], output[1:3] = 5.0, -3.0
+    (box,) = decode(output, 1).boxes
+    assert box[0] == box[2] and box[1] == box[3]
+    empty = Scene(np.zeros((8, 8, 3), np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+    assert average_precision([empty], [decode(output, 1)], 1)["AP"] == 0
+    with pytest.raises(UserError, match="fewer than the batch"):
+        train(codenet("small", 10), [empty], 10, TrainConfig())

@@ -69,6 +69,7 @@ class Conv:
             for pe in nearby(out.channels, MOST_WIDTH // (wb * simd)):
                 sf, nf = op.window.size * channels // simd, -(-out.channels // pe)
                 cycles = max(out.pixels * sf * nf, x.pixels * channels // simd)
+                cycles += windows.deform_stall(op, x.shape) * (channels // simd) if op.bound else 0
                 extra = 0.0
                 if channels != x.channels:
                     cycles, extra = max(cycles, x.pixels * channels), 25 + simd * x.bits * 0.6
@@ -176,7 +177,7 @@ def _deform_folds(op: ir.Conv, x: ir.Tensor, out: ir.Tensor, target: Target) -> 
     for pe in divisors(x.channels, MOST_WIDTH // max(wb, x.bits)):
         cf = x.channels // pe
         for taps in (n for n in (1, op.window.kernel[0], op.window.size) if n * pe * max(wb, x.bits) <= MOST_WIDTH):
-            cycles = max(out.pixels * op.window.size // taps, x.pixels) * cf
+            cycles = (max(out.pixels * op.window.size // taps, x.pixels) + windows.deform_stall(op, x.shape)) * cf
             lut, bram = windows.deform_cost(op, x.shape, pe * x.bits, cf, taps)
             weights = cf * op.window.size // taps, taps * pe * wb
             lut += 160 + pe * 1.2 * acc + memory_lut(*weights)

@@ -75,6 +75,14 @@ def deform_wait(op: ir.Conv, shape: tuple[int, int, int]) -> int:
     return (min(op.window.kernel[0] // 2 * op.bound, shape[0] - 1) + 2) * shape[1] + 8
 
 
+def deform_stall(op: ir.Conv, shape: tuple[int, int, int]) -> int:
+    """Pixels of the next frame that the reader may have to wait for when a frame ends: its first place may need that many
+    rows, and the buffer holds no more of them while the last rows of the old frame are still needed. At most so many."""
+    height, reach = shape[0], op.window.kernel[0] // 2 * op.bound
+    ahead = deform_rows(op, height) - (height - max(0, height - 1 - reach))
+    return max(0, min(height, reach + 1) - ahead) * shape[1]
+
+
 def build_deform(
     net: Netlist,
     stream: Stream,
@@ -101,7 +109,7 @@ def build_deform(
         stream.bits,
         stream.signed,
         beats,
-        cycles=max(beats, stream.beats),
+        cycles=max(beats, stream.beats) + deform_stall(op, shape) * folds,
     )[0]
 
 

@@ -56,6 +56,12 @@ def finish(
             )
             problems.append(Problem(tensor.name, "output", what, "remove this output"))
             continue
+        if tensor.name in context.samples:
+            reason = "it is a deformable sample that no convolution follows"
+            problems.append(
+                Problem(tensor.name, "output", reason, "end the model behind the convolution of DeformConv2d")
+            )
+            continue
         try:
             _output(context, tensor.name, _largest(context.state(tensor.name), top_k))
         except CannotLower as error:

@@ -19,6 +19,9 @@ MOST_DISTANCE = 15  # 32 rows of buffer for a 3x3 kernel
 @rule("SquareSample")
 def square_sample(context: Context, node: onnx.NodeProto, attributes: dict[str, Any]) -> None:
     """The blocks are kept aside for the convolution behind them, which reads both tensors."""
+    kernel = int(attributes.get("kernel", 0))
+    if kernel not in (3, 5, 7) or len(node.input) != 2 or not all(n in context.states for n in node.input):
+        raise CannotLower("it has no kernel of 3, 5 or 7, or not two computed inputs", "export the model again")
     tensor, unit, _, state = as_grid(context, context.state(node.input[0]))
     distance, step, _, _ = as_grid(context, context.state(node.input[1]))
     made = context.graph.tensors[distance]
@@ -27,9 +30,8 @@ def square_sample(context: Context, node: onnx.NodeProto, attributes: dict[str, 
             f"its distances are not integers from 0 to {MOST_DISTANCE}",
             "use DeformConv2d with square=True, integer=True and a bound",
         )
-    kernel = int(attributes["kernel"])
-    if kernel not in (3, 5, 7):
-        raise CannotLower(f"its kernel is {kernel}", "use 3, 5 or 7")
+    if made.shape[:2] != state.spatial:
+        raise CannotLower("its image and its distances differ in size", "give one distance per place")
     context.samples[node.output[0]] = (tensor, distance, kernel)
     spatial = (state.spatial[0] * kernel, state.spatial[1] * kernel)
     context.states[node.output[0]] = State.plain(times(tensor, unit), state.channels, spatial, 4)
