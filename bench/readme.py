@@ -134,7 +134,10 @@ def mixed() -> str:
                     tops, agree = [r["top1"] for r in same], [r["agreement"] for r in same]
                     body.append([network, str(act), how, f"{max(r['bytes'] for r in same) / 1e3:.1f} kB", _range(tops), _range(agree), f"{statistics.median(r['sqnr_db'] for r in same):.1f} dB"])  # fmt: skip
     head = ["network", "activation bits", "weights", "size", "top-1 %", "same class as float %", "signal to noise"]
-    return _table(head, body) + f"\n\nRanges: three seeds of the search (85 %: one), {_load('mixed')['trials']} trials each. MobileNetV2 with 4-bit activations was not searched."
+    return (
+        _table(head, body)
+        + f"\n\nRanges: three seeds of the search (85 %: one), {_load('mixed')['trials']} trials each. MobileNetV2 with 4-bit activations was not searched."
+    )
 
 
 def _range(values: list[float]) -> str:
