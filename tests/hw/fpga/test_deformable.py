@@ -52,7 +52,7 @@ def exact(net: nn.Module, x: np.ndarray) -> np.ndarray:
     return out
 
 
-@pytest.mark.parametrize(("dense", "kernel", "bound"), [(False, 3, 7), (False, 5, 2), (True, 3, 3)])
+@pytest.mark.parametrize(("dense", "kernel", "bound"), [(False, 3, 7), (False, 5, 2), (True, 3, 3), (False, 3, 1)])
 def test_a_deformable_network(dense: bool, kernel: int, bound: int, tmp_path: Path) -> None:
     torch.manual_seed(1)
     net = quantized(Small(dense, kernel, bound), (3, 18, 10))
