@@ -49,7 +49,7 @@ def _input_par(graph: ir.Graph, tensor: str, folds: Mapping[str, Fold]) -> int:
     if not readers:
         return 1
     fold, op = folds[readers[0].name], readers[0].op
-    par = fold.pe if isinstance(op, ir.Conv) and op.depthwise else fold.simd
+    par = fold.simd if isinstance(op, ir.Gather) or (isinstance(op, ir.Conv) and not op.depthwise) else fold.pe
     return _port(gcd(par, graph.tensors[tensor].channels), graph.tensors[tensor].bits)
 
 

@@ -71,7 +71,7 @@ def finn_nodes(graph: ir.Graph, node: ir.Node, fold: Fold) -> list[FinnNode]:
         case ir.Conv(depthwise=True):
             attributes = {"PE": fold.pe, "SIMD": fold.simd, "Dim": list(out.shape[:2]), "Channels": x.channels, "Kernel": list(op.window.kernel), "weightDataType": f"INT{op.weight_bits}",
                           "accDataType": _type(out), "noActivation": 1, "mem_mode": "internal_decoupled", **kinds}  # fmt: skip
-            before = [] if op.bound else _window(x, op.window, fold.pe, True, fold.simd > 1)
+            before = [] if op.bound else _window(x, op.window, fold.pe, True, fold.form == "lines")
             return [*before, ("VVAU", GENERIC, attributes)]
         case ir.Conv():
             wide = replace(

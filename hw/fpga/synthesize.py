@@ -91,8 +91,9 @@ def commands(files: list[str], top: str, family: str, *, flatten: bool = True, g
         synth += " -noflatten"
     if gates:
         synth += " -nobram" + (" -nodsp" if family != "xc7" else "")
+    tables = "" if family == "ecp5" else " -D DP_LUT6"
     return [
-        f"read_slang --top {top} -D SYNTHESIS {' '.join(files)}",
+        f"read_slang --top {top} -D SYNTHESIS{tables} {' '.join(files)}",
         *(["setattr -unset ram_style -unset rom_style a:ram_style a:rom_style %u"] if gates else []),
         f"{synth} -run {first}",
         "chtype -set $__soft_mul t:$mul a:use_dsp=no %i",

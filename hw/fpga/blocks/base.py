@@ -12,11 +12,15 @@ from hw.fpga import ir
 from hw.fpga.netlist import Netlist, Stream
 
 
+MOST_TABLE_BITS = 1 << 14  # of a ROM in tables where block RAM is the alternative
+
+
 @dataclass(frozen=True)
 class Fold:
     """How much of a layer is computed at once. pe: output channels per beat; simd: input channels per beat
     (depthwise: window elements of each channel per beat); where they do not divide the channels, zeros fill up the last beat.
-    dsp: products in multiplier blocks, not logic. A frame takes `cycles`."""
+    dsp: products in multiplier blocks, not logic. A frame takes `cycles`. form: which of several ways to build it, '' the usual
+    one. rom: where its constants stand (see `places`). stream: bits a cycle that it reads from memory off the chip."""
 
     pe: int = 1
     simd: int = 1
@@ -25,6 +29,9 @@ class Fold:
     lut: float = 0
     dsps: int = 0
     bram18: float = 0
+    form: str = ""
+    rom: str = ""
+    stream: float = 0
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,11 @@ class Target:
 
     wide: int = 25
     narrow: int = 18
+
+    @property
+    def lut6(self) -> bool:
+        """Whether its tables have six inputs (AMD) and so hold 64 bits of a ROM."""
+        return self.wide != 18
 
 
 class Block(Protocol):
@@ -107,6 +119,31 @@ def memory_bram18(depth: int, width: int) -> float:
 def memory_lut(depth: int, width: int) -> float:
     """Logic cells of a memory that is not in block RAM (six-input LUTs, 64 bits of ROM or RAM each)."""
     return 0 if memory_bram18(depth, width) else -(-depth // 64) * width
+
+
+def places(depth: int, width: int, target: Target) -> list[tuple[str, float, float]]:
+    """(rom, LUT, BRAM18) of every sensible place of a ROM: block RAM, tables instantiated one by one, or as the tool likes."""
+    groups = -(-depth // 64)
+    tables = width * (groups if groups <= 4 else 1.15 * groups)
+    blocks = memory_bram18(depth, width)
+    if not blocks:
+        return [("lut", tables, 0) if target.lut6 and depth >= 16 else ("auto", memory_lut(depth, width), 0)]
+    small = target.lut6 and depth * width <= MOST_TABLE_BITS
+    return [("block", 0, blocks), *([("lut", tables, 0)] if small else [])]
+
+
+def rom(net: Netlist, name: str, words: list[int], width: int, style: str) -> dict[str, int | str]:
+    """Parameters FILE, STYLE and PLANES of a module that holds `words` in a dp_rom; '' is where block RAM or logic is reckoned with."""
+    style = style or ("block" if memory_bram18(len(words), width) else "auto")
+    params: dict[str, int | str] = {"FILE": net.memory(name, words, width), "STYLE": style}
+    if style == "lut":
+        groups = -(-len(words) // 64)
+        bits = ((np.array(words, object)[:, None] >> np.arange(width).astype(object)) & 1).astype(np.uint8)
+        planes = np.zeros((width, 64 * groups), np.uint8)
+        planes[:, : len(words)] = bits.T
+        value = int.from_bytes(np.packbits(planes.reshape(-1), bitorder="little").tobytes(), "little")
+        params["PLANES"] = f"{planes.size}'h{value:x}"
+    return params
 
 
 def conform(net: Netlist, stream: Stream, par: int, bits: int, signed: bool) -> Stream:

@@ -19,10 +19,13 @@ from hw.fpga.blocks.base import (
     nearby,
     pack_rows,
     padded,
+    places,
+    rom,
     signed_bits,
 )
 from hw.fpga.netlist import Netlist, Stream
 
+UNIT_LUT = 70  # of a matrix-vector or vector-vector unit beside products and accumulators
 MOST_WIDTH = 4096  # bits of a weight word, beyond which memories and routing stop making sense
 
 
@@ -38,12 +41,6 @@ def packing(wb: int, ab: int, simd: int, target: Target) -> tuple[int, int] | No
     if ab + 1 > target.narrow or k < product:
         return None
     return k, min(simd, 1 << (k - product))
-
-
-def _style(depth: int, width: int) -> str:
-    """Where weights stand, as Yosys and Vivado understand it: logic takes a cell per 14 bits of a ROM (measured), so block RAM
-    wherever it was reckoned with."""
-    return "block" if memory_bram18(depth, width) else "auto"
 
 
 def _acc_bits(layer: Layer) -> int:
@@ -78,13 +75,13 @@ class Conv:
                 packed = packing(wb, x.bits, simd, target) if pe % 2 == 0 else None
                 for dsp in (False, True) if packed or _fills_dsp(wb, x.bits, target) else (False,):
                     lut, bram = window_lut[simd]
-                    lut += 160 + pe * _acc_bits(layer) * 1.2 + memory_lut(sf * nf, pe * simd * wb) + extra
+                    lut += UNIT_LUT + pe * _acc_bits(layer) * 1.2 + extra
                     dsps = (pe * simd // 2 if packed else pe * simd) if dsp else 0
                     lut += (
                         _sum_lut(pe, simd, wb, x.bits, packed, target) if dsp else pe * simd * _product_lut(wb, x.bits)
                     )
-                    bram += memory_bram18(sf * nf, pe * simd * wb)
-                    found.append(Fold(pe, simd, dsp, cycles, lut, dsps, bram))
+                    for kept, tables, memory in places(sf * nf, pe * simd * wb, target):
+                        found.append(Fold(pe, simd, dsp, cycles, lut + tables, dsps, bram + memory, rom=kept))
         return found
 
     def build(self, net: Netlist, layer: Layer, fold: Fold, inputs: list[Stream], target: Target) -> Stream:
@@ -117,12 +114,11 @@ class Conv:
                 found = packing(wb, x.bits, fold.simd, target)
             weight = shifted if found else weight
         words = weight.transpose(0, 2, 1, 3).reshape(nf * sf, fold.pe * fold.simd)
-        sizes = len(words), fold.pe * fold.simd * wb
-        file = net.memory(f"{net.layer}_weights.mem", pack_rows(words, wb), sizes[1])
         params: dict[str, int | str] = {
             "PE": fold.pe, "SIMD": fold.simd, "SF": sf, "NF": nf, "WB": wb, "AB": x.bits, "A_SIGNED": int(x.signed),
             "ACC": layer.out.bits, "PACK": int(found is not None), "K": found[0] if found else 1,
-            "GROUP": found[1] if found else 1, "DSP": int(fold.dsp), "WEIGHTS": file, "RAM": _style(*sizes),
+            "GROUP": found[1] if found else 1, "DSP": int(fold.dsp),
+            **rom(net, f"{net.layer}_weights.mem", pack_rows(words, wb), fold.pe * fold.simd * wb, fold.rom),
         }  # fmt: skip
         out, exact = layer.out, made == layer.out.channels
         name, cycles = layer.node.output if exact else "", layer.out.pixels * sf * nf
@@ -140,17 +136,16 @@ class Conv:
         cf, sf = x.channels // fold.pe, op.window.size // taps
         if op.bound:
             stream = windows.build_deform(net, source, _distance(net, inputs[1], op), x.shape, op, taps)
-        elif taps == 1:
+        elif fold.form != "lines":
             stream = windows.build(net, source, x.shape, op.window, channel_outer=True)
         else:
             stream = net.convert(windows.build_parallel(net, source, x.shape, op.window), taps * fold.pe)
         wb = weight_bits(op.weight)
         words = op.weight[..., 0].reshape(cf, fold.pe, sf * taps).transpose(0, 2, 1).reshape(cf * sf, taps * fold.pe)
-        sizes = len(words), taps * fold.pe * wb
-        file = net.memory(f"{net.layer}_weights.mem", pack_rows(words, wb), sizes[1])
         params: dict[str, int | str] = {
             "PE": fold.pe, "TAPS": taps, "SF": sf, "CF": cf, "WB": wb, "AB": x.bits, "ACC": out.bits,
-            "A_SIGNED": int(x.signed), "DSP": int(fold.dsp), "WEIGHTS": file, "RAM": _style(*sizes),
+            "A_SIGNED": int(x.signed), "DSP": int(fold.dsp),
+            **rom(net, f"{net.layer}_weights.mem", pack_rows(words, wb), taps * fold.pe * wb, fold.rom),
         }  # fmt: skip
         return net.add(
             "dp_vvu",
@@ -180,11 +175,13 @@ def _deform_folds(op: ir.Conv, x: ir.Tensor, out: ir.Tensor, target: Target) -> 
             cycles = (max(out.pixels * op.window.size // taps, x.pixels) + windows.deform_stall(op, x.shape)) * cf
             lut, bram = windows.deform_cost(op, x.shape, pe * x.bits, cf, taps)
             weights = cf * op.window.size // taps, taps * pe * wb
-            lut += 160 + pe * 1.2 * acc + memory_lut(*weights)
-            bram += memory_bram18(*weights)
+            lut += UNIT_LUT + pe * 1.2 * acc
             for dsp in (False, True) if _fills_dsp(wb, x.bits, target) else (False,):
                 products = 0 if dsp else taps * pe * _product_lut(wb, x.bits)
-                found.append(Fold(pe, taps, dsp, cycles, lut + products, taps * pe if dsp else 0, bram))
+                for kept, tables, memory in places(*weights, target):
+                    found.append(
+                        Fold(pe, taps, dsp, cycles, lut + products + tables, taps * pe if dsp else 0, bram + memory, rom=kept)
+                    )
     return found
 
 
@@ -196,28 +193,30 @@ def _depthwise_folds(op: ir.Conv, x: ir.Tensor, out: ir.Tensor, target: Target) 
     for pe in divisors(x.channels, MOST_WIDTH // max(wb, x.bits)):
         cf = x.channels // pe
         for taps in divisors(op.window.size, MOST_WIDTH // (max(wb, x.bits) * pe)):
-            cycles = out.pixels * op.window.size // taps * cf
+            forms = [] if frame is None else ["lines"]
             if taps == 1:
-                lut, bram = windows.cost(op.window, x.shape, pe * x.bits, cf)
-                cycles = max(cycles, x.pixels * cf)
-            elif frame is None:
-                continue
-            else:
-                lut, bram = windows.parallel_cost(op.window, x.shape, pe * x.bits, cf)
-                lut += 0 if taps == op.window.size else op.window.size * pe * x.bits / 2
-                # the window stands still while its elements go out in parts, and only then
-                cycles += (frame - out.pixels) * cf
-            weights = cf * op.window.size // taps, taps * pe * wb
-            lut += 160 + pe * 1.2 * acc + memory_lut(*weights)
-            bram += memory_bram18(*weights)
-            products = taps * pe
-            # products and their sum; weights that never change are wired in
-            share = 1.0 if taps == 1 else 0.35 if weights[0] == 1 else 0.7
-            logic = lut + products * share * _product_lut(wb, x.bits)
-            found.append(Fold(pe, taps, False, cycles, logic, 0, bram))
-            if _fills_dsp(wb, x.bits, target):
-                lut += pe * (taps - 1) * (wb + x.bits)
-                found.append(Fold(pe, taps, True, cycles, lut, products, bram))
+                forms.append("")
+            for form in forms:
+                cycles = out.pixels * op.window.size // taps * cf
+                if form == "lines":
+                    lut, bram = windows.parallel_cost(op.window, x.shape, pe * x.bits, cf)
+                    lut += 0 if taps == op.window.size else op.window.size * pe * x.bits / 2
+                    # the window stands still while its elements go out in parts, and only then
+                    cycles += ((frame or 0) - out.pixels) * cf
+                else:
+                    lut, bram = windows.cost(op.window, x.shape, pe * x.bits, cf)
+                    cycles = max(cycles, x.pixels * cf)
+                weights = cf * op.window.size // taps, taps * pe * wb
+                lut += UNIT_LUT + pe * 1.2 * acc
+                products = taps * pe
+                # products and their sum; weights that never change are wired in
+                share = 1.0 if taps == 1 else 0.35 if weights[0] == 1 else 0.7
+                logic = lut + products * share * _product_lut(wb, x.bits)
+                for kept, tables, memory in places(*weights, target):
+                    found.append(Fold(pe, taps, False, cycles, logic + tables, 0, bram + memory, form, kept))
+                    if _fills_dsp(wb, x.bits, target):
+                        blocks = lut + pe * (taps - 1) * (wb + x.bits) + tables
+                        found.append(Fold(pe, taps, True, cycles, blocks, products, bram + memory, form, kept))
     return found
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from hw.fpga import ir
-from hw.fpga.blocks.base import Fold, Layer, Target, conform, divisors, memory_bram18, memory_lut, pack, signed_bits
+from hw.fpga.blocks.base import Fold, Layer, Target, conform, divisors, pack, places, rom, signed_bits
 from hw.fpga.netlist import Netlist, Stream
+
+
+MOST_DIGIT = 4  # bits of a multiplier that the serial unit takes a cycle
 
 
 def _widths(op: ir.Scale | ir.Add) -> tuple[np.ndarray, int, int]:
@@ -20,6 +23,56 @@ def _wide(v: int) -> str:
     return f"{'-' if v < 0 else ''}64'sd{abs(v)}"
 
 
+def _blocks(xb: int, mb: int, target: Target) -> int:
+    """Multiplier blocks of one product of signed numbers."""
+    long, short = max(xb, mb), min(xb, mb)
+    if long <= target.wide and short <= target.narrow:
+        return 1
+    return -(-long // (target.wide - 1)) * -(-short // (target.narrow - 1))
+
+
+def _serial_sizes(op: ir.Scale) -> tuple[int, int]:
+    """(bits of a multiplier, of an offset) in the serial unit, whose multipliers have no sign."""
+    return max(1, int(op.multiplier.max()).bit_length()), signed_bits(int(op.offset.min()), int(op.offset.max()))
+
+
+def _serial_folds(op: ir.Scale, layer: Layer, target: Target) -> list[Fold]:
+    """Some bits of the multiplier (`simd`) a cycle: for streams slow enough, no multiplier at all."""
+    m, b = _serial_sizes(op)
+    if op.multiplier.min() < 0:
+        return []
+    found, rows = [], max(len(op.multiplier), len(op.offset))
+    for digit in range(1, MOST_DIGIT + 1):
+        steps = -(-m // digit)
+        if steps * digit > op.shift:
+            continue
+        total = max(b, layer.ins[0].bits + 1 + digit) + 1
+        lut = 75 + m + (1 + digit) * total + layer.out.bits
+        cycles = layer.out.size * max(2, steps)
+        for kept, tables, memory in [("", 0.0, 0.0)] if rows == 1 else places(2 * rows, max(m, b), target):
+            found.append(Fold(1, digit, False, cycles, lut + tables, 0, memory, "serial", kept))
+    return found
+
+
+def _build_serial(net: Netlist, layer: Layer, op: ir.Scale, fold: Fold, stream: Stream) -> Stream:
+    x, out = layer.ins[0], layer.out
+    m, b = _serial_sizes(op)
+    rows = max(len(op.multiplier), len(op.offset))
+    pairs = np.stack([np.broadcast_to(op.multiplier, (rows,)), np.broadcast_to(op.offset, (rows,))], 1)
+    params: dict[str, int | str] = {
+        "CF": out.channels, "IB": x.bits, "I_SIGNED": int(x.signed), "M": m, "B": b, "SHIFT": op.shift, "D": fold.simd,
+        "OB": out.bits, "LOW": _wide(op.low), "HIGH": _wide(op.high), "SHARED": int(rows == 1),
+    }  # fmt: skip
+    if rows == 1:
+        params["CONSTANT"] = f"{m + b}'h{pack(pairs[0, :1], m) | pack(pairs[0, 1:], b) << m:x}"
+    else:
+        width = max(m, b)
+        params |= rom(net, f"{net.layer}_constants.mem", [pack([v], width) for v in pairs.reshape(-1)], width, fold.rom)
+    source = conform(net, stream, 1, x.bits, x.signed)
+    steps = max(2, -(-m // fold.simd))
+    return net.add("dp_scale_serial", params, [source], 1, out.bits, out.signed, out.size, cycles=out.size * steps, tensor=layer.node.output)[0]
+
+
 class Requant:
     """Scale and Add."""
 
@@ -30,39 +83,22 @@ class Requant:
         m, mb, bb = _widths(op)
         ib = max(t.bits for t in layer.ins)
         rows = max(m.shape[1], len(op.offset))
-        found = []
+        found = _serial_folds(op, layer, target) if isinstance(op, ir.Scale) else []
         for pe in divisors(layer.out.channels):
             folds = layer.out.channels // pe
-            shared = rows == 1
-            word = 0 if shared else pe * (len(m) * mb + bb)
+            word = pe * (len(m) * mb + bb)
             dsp = mb * ib > 40
-            blocks = (
-                -(-(ib + 1) // (target.wide - 1)) * -(-mb // (target.narrow - 1))
-                if (ib + 1) >= mb
-                else -(-mb // (target.wide - 1)) * -(-(ib + 1) // (target.narrow - 1))
-            )
             products = pe * len(m)
-            lut = (
-                110
-                + pe * (bb + 2.0 * layer.out.bits + 10)
-                + (0 if dsp else products * 0.8 * ib * mb)
-                + memory_lut(folds, word)
-            )
-            found.append(
-                Fold(
-                    pe,
-                    pe,
-                    dsp,
-                    layer.out.pixels * folds,
-                    lut,
-                    products * blocks if dsp else 0,
-                    memory_bram18(folds, word),
-                )
-            )
+            lut = 60 + pe * (bb + layer.out.bits) + (0 if dsp else products * 0.8 * ib * mb)
+            dsps = products * _blocks(ib + (not layer.ins[0].signed), mb, target) if dsp else 0
+            for kept, tables, memory in [("", 0.0, 0.0)] if rows == 1 else places(folds, word, target):
+                found.append(Fold(pe, pe, dsp, layer.out.pixels * folds, lut + tables, dsps, memory, rom=kept))
         return found
 
     def build(self, net: Netlist, layer: Layer, fold: Fold, inputs: list[Stream], target: Target) -> Stream:
         op: ir.Scale | ir.Add = layer.op  # type: ignore[assignment]
+        if fold.form == "serial" and isinstance(op, ir.Scale):
+            return _build_serial(net, layer, op, fold, inputs[0])
         out = layer.out
         m, mb, bb = _widths(op)
         signed = any(t.signed for t in layer.ins)
@@ -86,7 +122,7 @@ class Requant:
             params["CONSTANT"] = f"{width}'h{words[0]:x}"
         else:
             joined = [pack(words[f * fold.pe : (f + 1) * fold.pe], width) for f in range(folds)]
-            params["CONSTANTS"] = net.memory(f"{net.layer}_constants.mem", joined, fold.pe * width)
+            params |= rom(net, f"{net.layer}_constants.mem", joined, fold.pe * width, fold.rom)
         return net.add(
             "dp_scale",
             params,

@@ -21,7 +21,7 @@ def cost(window: ir.Window, shape: tuple[int, int, int], width: int, beats_per_p
     """(LUT, BRAM18) estimated."""
     h, w = (shape[0] * shape[1], 1) if is_pointwise(window) else shape[:2]
     depth = rows(window, h) * w * beats_per_pixel
-    return 130 + memory_lut(depth, width), memory_bram18(depth, width)
+    return (60 if is_pointwise(window) else 290) + memory_lut(depth, width), memory_bram18(depth, width)
 
 
 def build(

@@ -11,7 +11,9 @@ module dp_scale #(
   parameter longint LOW = 0, HIGH = 255,
   parameter bit SHARED = 0,          // one word of one PE's constants serves all
   parameter logic [N_IN*M+B-1:0] CONSTANT = '0,
-  parameter CONSTANTS = "",
+  parameter FILE = "constants.mem",
+  parameter STYLE = "auto",          // where the words stand: see dp_rom
+  parameter PLANES = 64'h0,
   parameter bit DSP = 1
 ) (
   input  logic clk, rst,
@@ -31,11 +33,9 @@ module dp_scale #(
   if (SHARED) begin : g_shared
     assign k1 = {PE{CONSTANT}};
   end else begin : g_rom
-    logic [PE*WORD-1:0] rom [CF];
-    initial $readmemh(CONSTANTS, rom);
     logic [FW-1:0] at;
+    dp_rom #(.DEPTH(CF), .WIDTH(PE*WORD), .FILE(FILE), .STYLE(STYLE), .PLANES(PLANES)) constants (.clk, .en, .at, .q(k1));
     always_ff @(posedge clk) begin
-      if (en) k1 <= rom[at];
       if (rst) at <= '0;
       else if (go) at <= at == FW'(CF-1) ? '0 : at + 1'b1;
     end

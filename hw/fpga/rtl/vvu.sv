@@ -5,8 +5,9 @@ module dp_vvu #(
   parameter int WB = 4, AB = 8, ACC = 16,
   parameter bit A_SIGNED = 0,
   parameter bit DSP = 0,
-  parameter WEIGHTS = "weights.dat", // words of TAPS * PE weights, tap 0 PE 0 in the low bits
-  parameter RAM = "auto"
+  parameter FILE = "weights.mem",    // words of TAPS * PE weights, tap 0 PE 0 in the low bits
+  parameter STYLE = "auto",          // where they stand: see dp_rom
+  parameter PLANES = 64'h0
 ) (
   input  logic clk, rst,
   input  logic [TAPS*PE*AB-1:0] s_data, input logic s_valid, output logic s_ready,
@@ -15,8 +16,6 @@ module dp_vvu #(
   localparam int DEPTH = CF * SF;
   localparam int AW = DEPTH > 1 ? $clog2(DEPTH) : 1;
   localparam int FW = SF > 1 ? $clog2(SF) : 1;
-  (* ram_style = RAM, rom_style = RAM *) logic [TAPS*PE*WB-1:0] rom [DEPTH];
-  initial $readmemh(WEIGHTS, rom);
 
   wire en = !m_valid || m_ready;
   assign s_ready = en;
@@ -25,11 +24,11 @@ module dp_vvu #(
   logic [FW-1:0] fold;
   wire last = fold == FW'(SF-1);
   logic [TAPS*PE*WB-1:0] w;
+  dp_rom #(.DEPTH(DEPTH), .WIDTH(TAPS*PE*WB), .FILE(FILE), .STYLE(STYLE), .PLANES(PLANES)) weights (.clk, .en, .at, .q(w));
   logic [TAPS*PE*AB-1:0] a;
   logic v1, f1, l1, v2, f2, l2, v3, f3, l3;
   always_ff @(posedge clk) begin
     if (en) begin
-      w <= rom[at];
       a <= s_data;
       f1 <= fold == '0; l1 <= last;
       f2 <= f1; l2 <= l1; f3 <= f2; l3 <= l2;
