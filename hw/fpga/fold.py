@@ -16,6 +16,7 @@ from hw.fpga.blocks import blocks
 from hw.fpga.blocks.base import Fold, Target
 
 USABLE_LUT, USABLE_DSP, USABLE_BRAM = 0.70, 0.95, 0.90
+USABLE_PORT = 0.75  # of the bits a cycle of one memory port, by weights that are not on the chip
 LUT4_PER_LUT6 = 1.7  # cells of the smaller kind for the same logic (the MVU at 4x8 bit: 3,379 and 2,094)
 
 
@@ -26,29 +27,37 @@ class Budget:
     lut: float
     dsp: float
     bram18: float
+    stream: float = 0
 
     @classmethod
     def of(cls, board: Board) -> Budget:
         lut = board.lut / (LUT4_PER_LUT6 if board.family == "ecp5" else 1)
-        return cls(lut * USABLE_LUT, board.dsp * USABLE_DSP, board.bram18 * USABLE_BRAM)
+        port = board.port_bits if board.ps else 0
+        return cls(lut * USABLE_LUT, board.dsp * USABLE_DSP, board.bram18 * USABLE_BRAM, port * USABLE_PORT)
 
 
 @dataclass(frozen=True)
 class Folding:
-    """The folds by layer, the predicted interval in cycles and the estimated cost. `fits` against the budget."""
+    """The folds by layer, the predicted interval in cycles and the estimated cost. share: of the budget of what is scarcest.
+    stream: bits a cycle from memory off the chip."""
 
     folds: dict[str, Fold]
     interval: int
     lut: float
     dsp: int
     bram18: float
-    fits: bool
+    stream: float
+    share: float
+
+    @property
+    def fits(self) -> bool:
+        return self.share <= 1
 
 
-def target_of(board: Board) -> Target:
-    """The multiplier of a part."""
+def target_of(board: Board, memory: bool = False) -> Target:
+    """The multiplier of a part. memory: weights may come from memory off the chip, where the board has it."""
     wide, narrow = {"7-series": (25, 18), "ultrascale+": (27, 18)}.get(board.family, (18, 18))
-    return Target(wide, narrow)
+    return Target(wide, narrow, memory and bool(board.ps))
 
 
 def options(graph: ir.Graph, target: Target) -> dict[str, list[Fold]]:
@@ -56,18 +65,23 @@ def options(graph: ir.Graph, target: Target) -> dict[str, list[Fold]]:
     found = {}
     for node in graph.nodes:
         rows = sorted(
-            blocks()[node.kind].folds(layer_of(graph, node), target), key=lambda f: (f.cycles, f.lut, f.dsps, f.bram18)
+            blocks()[node.kind].folds(layer_of(graph, node), target),
+            key=lambda f: (f.cycles, f.lut, f.dsps, f.bram18, f.stream),
         )
         kept: list[Fold] = []
         for row in rows:
-            if not any(k.lut <= row.lut and k.dsps <= row.dsps and k.bram18 <= row.bram18 for k in kept):
+            if not any(
+                k.lut <= row.lut and k.dsps <= row.dsps and k.bram18 <= row.bram18 and k.stream <= row.stream for k in kept
+            ):
                 kept.append(row)
         found[node.name] = kept
     return found
 
 
-def _shares(fold: Fold, budget: Budget) -> tuple[float, float, float]:
-    return fold.lut / budget.lut, fold.dsps / max(budget.dsp, 1e-9), fold.bram18 / max(budget.bram18, 1e-9)
+def _shares(fold: Fold, budget: Budget) -> tuple[float, float, float, float]:
+    whole = (budget.lut, budget.dsp, budget.bram18, budget.stream)
+    used = (fold.lut, fold.dsps, fold.bram18, fold.stream)
+    return tuple(u / max(w, 1e-9) for u, w in zip(used, whole, strict=True))  # type: ignore[return-value]
 
 
 def choose(table: dict[str, list[Fold]], interval: int, budget: Budget) -> Folding | None:
@@ -78,7 +92,7 @@ def choose(table: dict[str, list[Fold]], interval: int, budget: Budget) -> Foldi
         return None
     folds = {name: min(rows, key=lambda f: (sum(_shares(f, budget)), f.pe, f.simd)) for name, rows in able.items()}
     shares = {name: {f: _shares(f, budget) for f in rows} for name, rows in able.items()}
-    total = [sum(shares[n][f][k] for n, f in folds.items()) for k in range(3)]
+    total = [sum(shares[n][f][k] for n, f in folds.items()) for k in range(4)]
     while max(total) > 1:
         best, move = (max(total), sum(total)), None
         for name, rows in able.items():
@@ -90,18 +104,25 @@ def choose(table: dict[str, list[Fold]], interval: int, budget: Budget) -> Foldi
         if move is None:
             break
         folds[move[0]], total = move[1], move[2]
-    lut, dsp, bram = (sum(getattr(f, k) for f in folds.values()) for k in ("lut", "dsps", "bram18"))
-    return Folding(folds, max(f.cycles for f in folds.values()), lut, int(dsp), bram, max(total) <= 1)
+    lut, dsp, bram, stream = (sum(getattr(f, k) for f in folds.values()) for k in ("lut", "dsps", "bram18", "stream"))
+    return Folding(folds, max(f.cycles for f in folds.values()), lut, int(dsp), bram, stream, max(total))
 
 
 def search(graph: ir.Graph, board: Board, interval: int | None, budget: Budget | None = None) -> Folding:
     """Folds for at most `interval` cycles per frame, or (None) the least interval that fits the board.
 
-    budget: what may be used, by default of the whole board. The result says with `fits` whether the estimate is within the part; deterministic.
+    budget: what may be used, by default of the whole board. Weights come from memory off the chip only where nothing else fits.
+    The result says with `fits` whether the estimate is within the part; deterministic.
     """
-    target = target_of(board)
     budget = budget or Budget.of(board)
-    table = options(graph, target)
+    found = _search(options(graph, target_of(board)), interval, budget)
+    if found.fits or not board.ps:
+        return found
+    other = _search(options(graph, target_of(board, memory=True)), interval, budget)
+    return min(found, other, key=lambda f: f.share)
+
+
+def _search(table: dict[str, list[Fold]], interval: int | None, budget: Budget) -> Folding:
     reachable = max(min(f.cycles for f in rows) for rows in table.values())
     if interval is not None:
         found = choose(table, max(interval, reachable), budget)

@@ -65,14 +65,14 @@ def verify(
     program = verilator.compile_sources(
         [work / "gates.v", work / "cells.v"],
         "dataflow",
-        verilator.main_source(net.inputs, net.outputs),
+        verilator.main_source(net),
         work,
         extra=("-Wno-SPECIFYIGN", f"-I{_share() / 'lattice'}"),
     )
     few = {k: v[:FRAMES] for k, v in values.items()}
     want = reference.execute(graph, dict(few))
     found = verilator.simulate(
-        program, [words.to_words(few[s.tensor], s) for s in net.inputs], [axis_width(s) for s in net.inputs], [axis_width(s) for s in net.outputs],
+        program, [words.to_words(few[s.tensor], s) for s in net.inputs] + [s.words for s in net.stored], [bits for *_, bits in net.sources()], [axis_width(s) for s in net.outputs],
         [FRAMES * s.beats for s in net.outputs], run, stall_in=STALL, stall_out=STALL, seed=seed, idle=20_000 + 3 * sum(i.cycles for i in net.instances),
     )  # fmt: skip
     wrong = compare(graph, net, found, want)

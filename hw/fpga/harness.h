@@ -16,7 +16,7 @@
 
 struct In {
     int bytes; uint8_t* data; CData* valid; CData* ready;
-    std::vector<uint8_t> content; size_t at = 0; bool offered = false; double credit = 0;
+    bool endless; std::vector<uint8_t> content; size_t at = 0; bool offered = false; double credit = 0;
 };
 struct Out {
     int bytes; uint8_t* data; CData* valid; CData* ready;
@@ -34,7 +34,8 @@ template <class Top> struct Harness {
         context.commandArgs(c, v);
         top = new Top{&context};
     }
-    void input(int bytes, uint8_t* data, CData& valid, CData& ready) { ins.push_back({bytes, data, &valid, &ready}); }
+    void input(int bytes, uint8_t* data, CData& valid, CData& ready) { ins.push_back({bytes, data, &valid, &ready, false}); }
+    void stored(int bytes, uint8_t* data, CData& valid, CData& ready) { ins.push_back({bytes, data, &valid, &ready, true}); }
     void output(int bytes, uint8_t* data, CData& valid, CData& ready, long beats) {
         outs.push_back({bytes, data, &valid, &ready, beats});
     }
@@ -60,11 +61,13 @@ template <class Top> struct Harness {
         for (;;) {
             top->clk = 0;
             for (auto& i : ins) {
-                if (pace > 0 && i.credit < 4) i.credit += 1.0 / pace;
+                const bool paced = pace > 0 && !i.endless;
+                if (paced && i.credit < 4) i.credit += 1.0 / pace;
+                if (i.endless && i.at * i.bytes == i.content.size()) i.at = 0;
                 const bool more = (i.at + 1) * i.bytes <= i.content.size();
-                if (!i.offered && more && (pace <= 0 || i.credit >= 1) && (stall_in <= 0 || chance(random) >= stall_in)) {
+                if (!i.offered && more && (!paced || i.credit >= 1) && (stall_in <= 0 || chance(random) >= stall_in)) {
                     i.offered = true;
-                    if (pace > 0) i.credit -= 1;
+                    if (paced) i.credit -= 1;
                 }
                 *i.valid = i.offered;
                 if (i.offered) memcpy(i.data, &i.content[i.at * i.bytes], i.bytes);
@@ -74,8 +77,8 @@ template <class Top> struct Harness {
             bool moved = false, done = true;
             for (auto& i : ins)
                 if (*i.valid && *i.ready) {
-                    if (first_beat_in < 0) first_beat_in = cycle;
-                    i.at++; i.offered = false; moved = true;
+                    if (first_beat_in < 0 && !i.endless) first_beat_in = cycle;
+                    i.at++; i.offered = false; moved = moved || !i.endless;
                 }
             for (size_t k = 0; k < outs.size(); k++) {
                 auto& o = outs[k];

@@ -41,15 +41,31 @@ class Instance:
     clocked: bool = True
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A stream of constants from memory off the chip: `words`, then again from the first, without end."""
+
+    stream: Stream
+    words: list[int]
+    per_frame: int = 1
+
+    @property
+    def word_bits(self) -> int:
+        """Bits of a word in memory: a power of two, at least a byte."""
+        return max(8, 1 << (self.stream.width - 1).bit_length())
+
+
 @dataclass
 class Netlist:
-    """Instances in order; `files` are the memory contents by file name; depths are those of the FIFOs by name."""
+    """Instances in order; `files` are the memory contents by file name; depths are those of the FIFOs by name; `stored` are the
+    streams that come from memory off the chip."""
 
     instances: list[Instance] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
     depths: dict[str, int] = field(default_factory=dict)
     inputs: list[Stream] = field(default_factory=list)
     outputs: list[Stream] = field(default_factory=list)
+    stored: list[Stored] = field(default_factory=list)
     layer: str = ""
     default_depth: int = 2
 
@@ -172,6 +188,12 @@ class Netlist:
         self.files[name] = "".join(f"{w & mask:0{digits}x}\n" for w in words)
         return name
 
+    def store(self, name: str, words: list[int], width: int, per_frame: int) -> Stream:
+        """A stream of words from memory off the chip, all of them `per_frame` times a frame."""
+        stream = Stream(name, 1, width, False, len(words) * per_frame)
+        self.stored.append(Stored(stream, words, per_frame))
+        return stream
+
     # ------------------------------------------------------------------ Verilog
 
     def fifos(self) -> list[Instance]:
@@ -180,6 +202,11 @@ class Netlist:
     def modules(self) -> list[str]:
         """Names of the modules used, each once, in order."""
         return list(dict.fromkeys(i.module for i in self.instances))
+
+    def sources(self) -> list[tuple[str, Stream, int]]:
+        """(port, stream, bits of the port) of everything that streams in: data, then constants from memory."""
+        data = [(f"s_axis_{i}", s, axis_width(s)) for i, s in enumerate(self.inputs)]
+        return data + [(f"w_axis_{i}", s.stream, s.word_bits) for i, s in enumerate(self.stored)]
 
     def layers(self) -> list[str]:
         """Names of the layers that have instances, in order."""
@@ -213,11 +240,13 @@ class Netlist:
         return f"module layer_{layer} (\n" + "\n".join(ports)[:-1] + "\n);\n" + "\n".join(body) + "\nendmodule\n"
 
     def top_verilog(self, top: str = "dataflow") -> str:
-        """The top module: plain AXI streams s_axis_<i> and m_axis_<i>, element 0 in the low bits, unused high bits zero."""
+        """The top module: plain AXI streams s_axis_<i>, m_axis_<i> and (constants from memory) w_axis_<i>, element 0 in the low
+        bits, unused high bits zero."""
         ports = ["  input  logic clk,", "  input  logic rst_n,"]
-        for i, s in enumerate(self.inputs):
+        sources = self.sources()
+        for port, s, width in sources:
             ports.append(
-                f"  input  logic [{axis_width(s) - 1}:0] s_axis_{i}_tdata, input logic s_axis_{i}_tvalid, output logic s_axis_{i}_tready,"
+                f"  input  logic [{width - 1}:0] {port}_tdata, input logic {port}_tvalid, output logic {port}_tready,"
             )
         for i, s in enumerate(self.outputs):
             ports.append(
@@ -225,13 +254,13 @@ class Netlist:
             )
         body = ["  logic rst;", "  always_ff @(posedge clk) rst <= !rst_n;"]
         joints = [i for i in self.instances if not i.layer]
-        crossing = {s.name: s for s in self.inputs} | {s.name: s for i in joints for s in i.outputs}
+        crossing = {s.name: s for _, s, _ in sources} | {s.name: s for i in joints for s in i.outputs}
         for layer in self.layers():
             crossing |= {s.name: s for s in self.ports(layer)[1]}
         body += [_wires(s) for s in crossing.values()]
-        for i, s in enumerate(self.inputs):
+        for port, s, _ in sources:
             body.append(
-                f"  assign {s.name}_d = s_axis_{i}_tdata[{s.width - 1}:0]; assign {s.name}_v = s_axis_{i}_tvalid && !rst; assign s_axis_{i}_tready = {s.name}_r && !rst;"
+                f"  assign {s.name}_d = {port}_tdata[{s.width - 1}:0]; assign {s.name}_v = {port}_tvalid && !rst; assign {port}_tready = {s.name}_r && !rst;"
             )
         done: set[str] = set()
         for instance in self.instances:

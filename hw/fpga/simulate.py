@@ -62,7 +62,7 @@ def _program(net: Netlist, work: Path, defines: tuple[str, ...]) -> Path:
     for name, text in net.files.items():
         (run / name).write_text(text)
     return verilator.compile_sources(
-        files, "dataflow", verilator.main_source(net.inputs, net.outputs), work, defines=defines
+        files, "dataflow", verilator.main_source(net), work, defines=defines
     )
 
 
@@ -71,8 +71,8 @@ def _stream_in(program: Path, net: Netlist, values: Mapping[str, np.ndarray], wo
     count = len(next(iter(values.values())))
     return verilator.simulate(
         program,
-        [words.to_words(values[s.tensor], s) for s in net.inputs],
-        [axis_width(s) for s in net.inputs],
+        [words.to_words(values[s.tensor], s) for s in net.inputs] + [s.words for s in net.stored],
+        [bits for *_, bits in net.sources()],
         [axis_width(s) for s in net.outputs],
         [count * s.beats for s in net.outputs],
         work / "run",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from deploy.errors import ToolError
 from deploy.tools import Tool, run, tail
-from hw.fpga.netlist import Stream, axis_width
+from hw.fpga.netlist import Netlist, axis_width
 
 HARNESS = Path(__file__).with_name("harness.h")
 FLAGS = (
@@ -178,7 +178,7 @@ def _units(files: list[Path], obj: Path, jobs: int) -> list[Path]:
     return units
 
 
-def main_source(inputs: list[Stream], outputs: list[Stream]) -> str:
+def main_source(net: Netlist) -> str:
     """The C++ main of a netlist: one line per port."""
     lines = [
         '#include "Vtop.h"',
@@ -186,10 +186,10 @@ def main_source(inputs: list[Stream], outputs: list[Stream]) -> str:
         "int main(int argc, char** argv) {",
         "  Harness<Vtop> h(argc, argv);",
     ]
-    for i, s in enumerate(inputs):
-        p = f"s_axis_{i}_t"
-        lines.append(f"  h.input({axis_width(s) // 8}, PORT(h.top->{p}data), h.top->{p}valid, h.top->{p}ready);")
-    for i, s in enumerate(outputs):
+    for port, _, bits in net.sources():
+        p, what = f"{port}_t", "input" if port.startswith("s_") else "stored"
+        lines.append(f"  h.{what}({bits // 8}, PORT(h.top->{p}data), h.top->{p}valid, h.top->{p}ready);")
+    for i, s in enumerate(net.outputs):
         p = f"m_axis_{i}_t"
         lines.append(
             f"  h.output({axis_width(s) // 8}, PORT(h.top->{p}data), h.top->{p}valid, h.top->{p}ready, {s.beats});"
@@ -233,7 +233,7 @@ def simulate(
     idle: int = 100_000,
     timeout: float = 1800,
 ) -> Run:
-    """Stream words (integers of `widths` bits, whole bytes) through a program.
+    """Stream words (integers of `widths` bits, whole bytes) through a program; inputs as in Netlist.sources.
 
     expected: beats of every output. pace: least cycles between input beats of the first input (0: as fast as taken). idle: cycles without any beat in or
     out after which the design counts as stuck. Raises ToolError when the program dies (an assertion of the RTL, for example).

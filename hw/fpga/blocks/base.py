@@ -20,7 +20,7 @@ class Fold:
     """How much of a layer is computed at once. pe: output channels per beat; simd: input channels per beat
     (depthwise: window elements of each channel per beat); where they do not divide the channels, zeros fill up the last beat.
     dsp: products in multiplier blocks, not logic. A frame takes `cycles`. form: which of several ways to build it, '' the usual
-    one. rom: where its constants stand (see `places`). stream: bits a cycle that it reads from memory off the chip."""
+    one. pixels: how many in a row share a weight that comes from memory off the chip (form "stream"). rom: where its constants stand (see `places`). stream: bits a cycle that it reads from memory off the chip."""
 
     pe: int = 1
     simd: int = 1
@@ -31,6 +31,7 @@ class Fold:
     bram18: float = 0
     form: str = ""
     rom: str = ""
+    pixels: int = 1
     stream: float = 0
 
 
@@ -49,10 +50,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Target:
-    """What a block needs to know of the part: the two factors of a multiplier block, in bits (signed)."""
+    """What a block needs to know of the part: the two factors of a multiplier block, in bits (signed); whether weights may come
+    from memory off the chip."""
 
     wide: int = 25
     narrow: int = 18
+    memory: bool = False
 
     @property
     def lut6(self) -> bool:

@@ -26,6 +26,9 @@ from hw.fpga.blocks.base import (
 from hw.fpga.netlist import Netlist, Stream
 
 UNIT_LUT = 70  # of a matrix-vector or vector-vector unit beside products and accumulators
+LEAST_STREAM_BITS = 16_384  # of weights that are worth a stream from memory
+MOST_STREAM_WORD = 512  # bits
+STREAM_LUT = 180  # of a channel of the block that reads memory (dp_reader)
 MOST_WIDTH = 4096  # bits of a weight word, beyond which memories and routing stop making sense
 
 
@@ -82,6 +85,9 @@ class Conv:
                     )
                     for kept, tables, memory in places(sf * nf, pe * simd * wb, target):
                         found.append(Fold(pe, simd, dsp, cycles, lut + tables, dsps, bram + memory, rom=kept))
+                    if target.memory and windows.is_pointwise(op.window) and not op.bound:
+                        plain = Fold(pe, simd, dsp, cycles, lut - window_lut[simd][0], dsps)
+                        found += _stream_folds(layer, plain, wb, sf, nf)
         return found
 
     def build(self, net: Netlist, layer: Layer, fold: Fold, inputs: list[Stream], target: Target) -> Stream:
@@ -98,6 +104,8 @@ class Conv:
         shape = (*x.shape[:2], channels)
         if op.bound:
             stream = windows.build_deform(net, source, _distance(net, inputs[1], op), shape, op, 1, nf)
+        elif fold.form == "stream":
+            stream = source
         else:
             stream = windows.build(net, source, shape, op.window, repeat=nf)
         wb = weight_bits(op.weight)
@@ -118,12 +126,19 @@ class Conv:
             "PE": fold.pe, "SIMD": fold.simd, "SF": sf, "NF": nf, "WB": wb, "AB": x.bits, "A_SIGNED": int(x.signed),
             "ACC": layer.out.bits, "PACK": int(found is not None), "K": found[0] if found else 1,
             "GROUP": found[1] if found else 1, "DSP": int(fold.dsp),
-            **rom(net, f"{net.layer}_weights.mem", pack_rows(words, wb), fold.pe * fold.simd * wb, fold.rom),
         }  # fmt: skip
         out, exact = layer.out, made == layer.out.channels
         name, cycles = layer.node.output if exact else "", layer.out.pixels * sf * nf
+        width, module, streams = fold.pe * fold.simd * wb, "dp_mvu", [stream]
+        if fold.form == "stream":
+            blocks = out.pixels // fold.pixels
+            module, params = "dp_mvu_stream", {**params, "PIXELS": fold.pixels}
+            streams.append(net.store(f"{net.layer}_weights", pack_rows(words, wb), width, blocks))
+            cycles = _stream_cycles(out.pixels, fold.pixels, sf, nf)
+        else:
+            params |= rom(net, f"{net.layer}_weights.mem", pack_rows(words, wb), width, fold.rom)
         product = net.add(
-            "dp_mvu", params, [stream], fold.pe, out.bits, out.signed, out.pixels * nf, cycles=cycles, tensor=name
+            module, params, streams, fold.pe, out.bits, out.signed, out.pixels * nf, cycles=cycles, tensor=name
         )[0]
         if exact:
             return product
@@ -158,6 +173,27 @@ class Conv:
             cycles=out.pixels * cf * sf,
             tensor=layer.node.output,
         )[0]
+
+
+def _stream_cycles(pixels: int, block: int, sf: int, nf: int) -> int:
+    """Cycles a frame of dp_mvu_stream: a block is computed, then sent while the next one is loaded."""
+    return pixels // block * (block * sf * nf + block * max(sf, nf) + 8)
+
+
+def _stream_folds(layer: Layer, plain: Fold, wb: int, sf: int, nf: int) -> list[Fold]:
+    """The same products with weights from memory off the chip. plain: without a window and without weights."""
+    found, out, x = [], layer.out, layer.ins[0]
+    word = plain.pe * plain.simd * wb
+    if sf * nf * word < LEAST_STREAM_BITS or word > MOST_STREAM_WORD:
+        return []
+    for block in (b for b in (8, 16, 32, 64) if out.pixels % b == 0):
+        bram, lut = 0.0, plain.lut + 120 + STREAM_LUT
+        for sizes in ((block * sf, plain.simd * x.bits), (block * nf, plain.pe * signed_bits(out.low, out.high))):
+            bram, lut = bram + memory_bram18(*sizes), lut + memory_lut(*sizes)
+        cycles = max(plain.cycles, _stream_cycles(out.pixels, block, sf, nf))
+        rate = max(8, 1 << (word - 1).bit_length()) / block
+        found.append(replace(plain, cycles=cycles, lut=lut, bram18=bram, form="stream", pixels=block, stream=rate))
+    return found
 
 
 def _distance(net: Netlist, stream: Stream, op: ir.Conv) -> Stream:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,24 @@ def test_conv(tmp_path: Path, draw: st.DataObject, x: ir.Tensor, seed: int, wb: 
     check(ir.Conv(weight, window, 1, wb), [x], seed, tmp_path / "w")
 
 
+@many
+@given(tensors(), st.integers(0, 9999), st.integers(2, 8), st.sampled_from([1, 3, 4, 8]), st.integers(1, 4))
+def test_conv_weights_from_memory(
+    tmp_path: Path, x: ir.Tensor, seed: int, wb: int, outputs: int, rows: int
+) -> None:
+    """Weights by a stream, each for 8 to 32 pixels, several blocks of pixels a frame."""
+    x = ir.Tensor((8, rows, x.channels), x.low, x.high)
+    weight = np.random.default_rng(seed).integers(-(1 << (wb - 1)), 1 << (wb - 1), (outputs, 1, 1, x.channels))
+    graph = one_node(ir.Conv(weight, ir.Window(), 1, wb), x)
+    target = replace(random.Random(seed).choice(TARGETS), memory=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hw.fpga.blocks.conv.LEAST_STREAM_BITS", 1)
+        folds = [f for f in blocks()["Conv"].folds(layer_of(graph, graph.nodes[0]), target) if f.form == "stream"]
+    fold = random.Random(seed).choice(folds)
+    measured = prove(graph, {"y": fold}, target, tmp_path / "w", seed=seed % 1000)
+    assert measured.interval <= fold.cycles + 3 * (8 * rows // fold.pixels)
+
+
 @few
 @given(st.data(), tensors(), st.integers(0, 9999), st.integers(2, 8))
 def test_depthwise(tmp_path: Path, draw: st.DataObject, x: ir.Tensor, seed: int, wb: int) -> None:
@@ -103,6 +122,22 @@ def test_pool(tmp_path: Path, draw: st.DataObject, x: ir.Tensor, seed: int, kind
 @given(tensors(), st.integers(0, 9999), st.sampled_from(["max", "sum"]))
 def test_global_pool(tmp_path: Path, x: ir.Tensor, seed: int, kind: str) -> None:
     check(ir.GlobalPool(kind), [x], seed, tmp_path / "w")
+
+
+@many
+@given(tensors((4, 14)), st.integers(0, 9999), st.integers(1, 8), st.booleans(), st.integers(1, 14))
+def test_scale_serial(tmp_path: Path, x: ir.Tensor, seed: int, bits: int, shared: bool, most: int) -> None:
+    """Some bits of the multiplier a cycle, in place of a multiplication."""
+    rng = np.random.default_rng(seed)
+    rows = 1 if shared else x.channels
+    m, b = rng.integers(0, 1 << most, rows), rng.integers(-(1 << 20), 1 << 20, rows)
+    graph = one_node(ir.Scale(m, b, most + int(rng.integers(0, 9)), -(1 << bits) + 1, (1 << bits) - 1), x)
+    target = random.Random(seed).choice(TARGETS)
+    folds = [f for f in blocks()["Scale"].folds(layer_of(graph, graph.nodes[0]), target) if f.form == "serial"]
+    assert folds
+    fold = random.Random(seed).choice(folds)
+    measured = prove(graph, {"y": fold}, target, tmp_path / "w", seed=seed % 1000)
+    assert measured.interval <= fold.cycles + 3
 
 
 @few
