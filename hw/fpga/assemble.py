@@ -21,7 +21,7 @@ def assemble(
     graph: ir.Graph, folds: Mapping[str, Fold], target: Target, depths: Mapping[str, int] | None = None
 ) -> Netlist:
     """Build every layer in order; streams read several times are forked. depths: of FIFOs by name, 2 where not given."""
-    net = Netlist(depths=dict(depths or {}))
+    net = Netlist(depths=dict(depths or {}), port_bits=target.memory)
     ready: dict[str, list[Stream]] = {}
     for source in graph.inputs:
         tensor = graph.tensors[source.tensor]

@@ -57,7 +57,7 @@ class Folding:
 def target_of(board: Board, memory: bool = False) -> Target:
     """The multiplier of a part. memory: weights may come from memory off the chip, where the board has it."""
     wide, narrow = {"7-series": (25, 18), "ultrascale+": (27, 18)}.get(board.family, (18, 18))
-    return Target(wide, narrow, memory and bool(board.ps))
+    return Target(wide, narrow, board.port_bits if memory and board.ps else 0)
 
 
 def options(graph: ir.Graph, target: Target) -> dict[str, list[Fold]]:

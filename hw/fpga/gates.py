@@ -15,7 +15,7 @@ import numpy as np
 
 from boards.board import Board
 from deploy.errors import BoundError, UserError
-from hw.fpga import ir, library, reference, synthesize, verilator, words
+from hw.fpga import ir, library, memory, reference, synthesize, verilator, words
 from hw.fpga.netlist import Netlist, axis_width
 from hw.fpga.simulate import STALL, compare
 
@@ -62,6 +62,8 @@ def verify(
     (work / "cells.v").write_text(_models(family))
     run = work / "run"
     run.mkdir()
+    if net.stored:
+        (run / "memory.bin").write_bytes(memory.image(net))
     program = verilator.compile_sources(
         [work / "gates.v", work / "cells.v"],
         "dataflow",
@@ -72,7 +74,7 @@ def verify(
     few = {k: v[:FRAMES] for k, v in values.items()}
     want = reference.execute(graph, dict(few))
     found = verilator.simulate(
-        program, [words.to_words(few[s.tensor], s) for s in net.inputs] + [s.words for s in net.stored], [bits for *_, bits in net.sources()], [axis_width(s) for s in net.outputs],
+        program, [words.to_words(few[s.tensor], s) for s in net.inputs], [axis_width(s) for s in net.inputs], [axis_width(s) for s in net.outputs],
         [FRAMES * s.beats for s in net.outputs], run, stall_in=STALL, stall_out=STALL, seed=seed, idle=20_000 + 3 * sum(i.cycles for i in net.instances),
     )  # fmt: skip
     wrong = compare(graph, net, found, want)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import gcd
 
+from hw.fpga import memory
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -43,11 +45,10 @@ class Instance:
 
 @dataclass(frozen=True)
 class Stored:
-    """A stream of constants from memory off the chip: `words`, then again from the first, without end."""
+    """A stream of constants from memory off the chip: `words`, then again from the first, without end. See memory.py."""
 
     stream: Stream
     words: list[int]
-    per_frame: int = 1
 
     @property
     def word_bits(self) -> int:
@@ -58,7 +59,7 @@ class Stored:
 @dataclass
 class Netlist:
     """Instances in order; `files` are the memory contents by file name; depths are those of the FIFOs by name; `stored` are the
-    streams that come from memory off the chip."""
+    streams that come from memory off the chip, through a port of `port_bits`."""
 
     instances: list[Instance] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
@@ -66,6 +67,7 @@ class Netlist:
     inputs: list[Stream] = field(default_factory=list)
     outputs: list[Stream] = field(default_factory=list)
     stored: list[Stored] = field(default_factory=list)
+    port_bits: int = 0
     layer: str = ""
     default_depth: int = 2
 
@@ -191,7 +193,7 @@ class Netlist:
     def store(self, name: str, words: list[int], width: int, per_frame: int) -> Stream:
         """A stream of words from memory off the chip, all of them `per_frame` times a frame."""
         stream = Stream(name, 1, width, False, len(words) * per_frame)
-        self.stored.append(Stored(stream, words, per_frame))
+        self.stored.append(Stored(stream, words))
         return stream
 
     # ------------------------------------------------------------------ Verilog
@@ -201,12 +203,7 @@ class Netlist:
 
     def modules(self) -> list[str]:
         """Names of the modules used, each once, in order."""
-        return list(dict.fromkeys(i.module for i in self.instances))
-
-    def sources(self) -> list[tuple[str, Stream, int]]:
-        """(port, stream, bits of the port) of everything that streams in: data, then constants from memory."""
-        data = [(f"s_axis_{i}", s, axis_width(s)) for i, s in enumerate(self.inputs)]
-        return data + [(f"w_axis_{i}", s.stream, s.word_bits) for i, s in enumerate(self.stored)]
+        return list(dict.fromkeys([*(i.module for i in self.instances), *(memory.USES if self.stored else ())]))
 
     def layers(self) -> list[str]:
         """Names of the layers that have instances, in order."""
@@ -240,28 +237,29 @@ class Netlist:
         return f"module layer_{layer} (\n" + "\n".join(ports)[:-1] + "\n);\n" + "\n".join(body) + "\nendmodule\n"
 
     def top_verilog(self, top: str = "dataflow") -> str:
-        """The top module: plain AXI streams s_axis_<i>, m_axis_<i> and (constants from memory) w_axis_<i>, element 0 in the low
-        bits, unused high bits zero."""
+        """The top module: plain AXI streams s_axis_<i> and m_axis_<i>, element 0 in the low bits, unused high bits zero; and,
+        where constants come from memory, an AXI4 read port with the address of their image."""
         ports = ["  input  logic clk,", "  input  logic rst_n,"]
-        sources = self.sources()
-        for port, s, width in sources:
+        for i, s in enumerate(self.inputs):
             ports.append(
-                f"  input  logic [{width - 1}:0] {port}_tdata, input logic {port}_tvalid, output logic {port}_tready,"
+                f"  input  logic [{axis_width(s) - 1}:0] s_axis_{i}_tdata, input logic s_axis_{i}_tvalid, output logic s_axis_{i}_tready,"
             )
+        ports += memory.ports(self)
         for i, s in enumerate(self.outputs):
             ports.append(
                 f"  output logic [{axis_width(s) - 1}:0] m_axis_{i}_tdata, output logic m_axis_{i}_tvalid, input logic m_axis_{i}_tready, output logic m_axis_{i}_tlast,"
             )
         body = ["  logic rst;", "  always_ff @(posedge clk) rst <= !rst_n;"]
         joints = [i for i in self.instances if not i.layer]
-        crossing = {s.name: s for _, s, _ in sources} | {s.name: s for i in joints for s in i.outputs}
+        crossing = {s.name: s for s in (*self.inputs, *(c.stream for c in self.stored))} | {s.name: s for i in joints for s in i.outputs}
         for layer in self.layers():
             crossing |= {s.name: s for s in self.ports(layer)[1]}
         body += [_wires(s) for s in crossing.values()]
-        for port, s, _ in sources:
+        for i, s in enumerate(self.inputs):
             body.append(
-                f"  assign {s.name}_d = {port}_tdata[{s.width - 1}:0]; assign {s.name}_v = {port}_tvalid && !rst; assign {port}_tready = {s.name}_r && !rst;"
+                f"  assign {s.name}_d = s_axis_{i}_tdata[{s.width - 1}:0]; assign {s.name}_v = s_axis_{i}_tvalid && !rst; assign s_axis_{i}_tready = {s.name}_r && !rst;"
             )
+        body += memory.instance(self)
         done: set[str] = set()
         for instance in self.instances:
             if not instance.layer:
@@ -285,6 +283,8 @@ class Netlist:
     def verilog(self) -> dict[str, str]:
         """File name -> text of every generated module; the top is dataflow.sv."""
         files = {f"layer_{name}.sv": self.layer_verilog(name) for name in self.layers()}
+        if self.stored:
+            files[f"{memory.MODULE}.sv"] = memory.verilog(self)
         return {**files, "dataflow.sv": self.top_verilog()}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from deploy.errors import BoundError
-from hw.fpga import ir, library, reference, verilator, words
+from hw.fpga import ir, library, memory, reference, verilator, words
 from hw.fpga.assemble import assemble
 from hw.fpga.blocks.base import Fold, Target
 from hw.fpga.netlist import Netlist, axis_width
@@ -61,6 +61,8 @@ def _program(net: Netlist, work: Path, defines: tuple[str, ...]) -> Path:
     run.mkdir(parents=True, exist_ok=True)
     for name, text in net.files.items():
         (run / name).write_text(text)
+    if net.stored:
+        (run / "memory.bin").write_bytes(memory.image(net))
     return verilator.compile_sources(
         files, "dataflow", verilator.main_source(net), work, defines=defines
     )
@@ -71,8 +73,8 @@ def _stream_in(program: Path, net: Netlist, values: Mapping[str, np.ndarray], wo
     count = len(next(iter(values.values())))
     return verilator.simulate(
         program,
-        [words.to_words(values[s.tensor], s) for s in net.inputs] + [s.words for s in net.stored],
-        [bits for *_, bits in net.sources()],
+        [words.to_words(values[s.tensor], s) for s in net.inputs],
+        [axis_width(s) for s in net.inputs],
         [axis_width(s) for s in net.outputs],
         [count * s.beats for s in net.outputs],
         work / "run",

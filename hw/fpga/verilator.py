@@ -15,6 +15,7 @@ from pathlib import Path
 
 from deploy.errors import ToolError
 from deploy.tools import Tool, run, tail
+from hw.fpga import memory
 from hw.fpga.netlist import Netlist, axis_width
 
 HARNESS = Path(__file__).with_name("harness.h")
@@ -186,13 +187,19 @@ def main_source(net: Netlist) -> str:
         "int main(int argc, char** argv) {",
         "  Harness<Vtop> h(argc, argv);",
     ]
-    for port, _, bits in net.sources():
-        p, what = f"{port}_t", "input" if port.startswith("s_") else "stored"
-        lines.append(f"  h.{what}({bits // 8}, PORT(h.top->{p}data), h.top->{p}valid, h.top->{p}ready);")
+    for i, s in enumerate(net.inputs):
+        p = f"s_axis_{i}_t"
+        lines.append(f"  h.input({axis_width(s) // 8}, PORT(h.top->{p}data), h.top->{p}valid, h.top->{p}ready);")
     for i, s in enumerate(net.outputs):
         p = f"m_axis_{i}_t"
         lines.append(
             f"  h.output({axis_width(s) // 8}, PORT(h.top->{p}data), h.top->{p}valid, h.top->{p}ready, {s.beats});"
+        )
+    if net.stored:
+        t = "h.top->"
+        lines.append(
+            f"  {t}base = {memory.BASE}; {t}go = 1; h.memory({net.port_bits // 8}, {memory.BASE}, &{t}m_axi_araddr, {t}m_axi_arlen, {t}m_axi_arvalid,"
+            f" {t}m_axi_arready, PORT({t}m_axi_rdata), {t}m_axi_rlast, {t}m_axi_rvalid);"
         )
     return "\n".join([*lines, "  return h.run();", "}", ""])
 
@@ -233,7 +240,7 @@ def simulate(
     idle: int = 100_000,
     timeout: float = 1800,
 ) -> Run:
-    """Stream words (integers of `widths` bits, whole bytes) through a program; inputs as in Netlist.sources.
+    """Stream words (integers of `widths` bits, whole bytes) through a program.
 
     expected: beats of every output. pace: least cycles between input beats of the first input (0: as fast as taken). idle: cycles without any beat in or
     out after which the design counts as stuck. Raises ToolError when the program dies (an assertion of the RTL, for example).

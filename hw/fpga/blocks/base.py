@@ -50,12 +50,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Target:
-    """What a block needs to know of the part: the two factors of a multiplier block, in bits (signed); whether weights may come
-    from memory off the chip."""
+    """What a block needs to know of the part: the two factors of a multiplier block, in bits (signed); bits of the port to
+    memory off the chip, 0 where weights may not come from there."""
 
     wide: int = 25
     narrow: int = 18
-    memory: bool = False
+    memory: int = 0
 
     @property
     def lut6(self) -> bool:

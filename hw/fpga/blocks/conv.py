@@ -28,6 +28,7 @@ from hw.fpga.netlist import Netlist, Stream
 UNIT_LUT = 70  # of a matrix-vector or vector-vector unit beside products and accumulators
 LEAST_STREAM_BITS = 16_384  # of weights that are worth a stream from memory
 MOST_STREAM_WORD = 512  # bits
+MOST_STREAM_SHARE = 16  # part of the port for one channel: two bursts in hand then last longer than memory takes to answer
 STREAM_LUT = 180  # of a channel of the block that reads memory (dp_reader)
 MOST_WIDTH = 4096  # bits of a weight word, beyond which memories and routing stop making sense
 
@@ -87,7 +88,7 @@ class Conv:
                         found.append(Fold(pe, simd, dsp, cycles, lut + tables, dsps, bram + memory, rom=kept))
                     if target.memory and windows.is_pointwise(op.window) and not op.bound:
                         plain = Fold(pe, simd, dsp, cycles, lut - window_lut[simd][0], dsps)
-                        found += _stream_folds(layer, plain, wb, sf, nf)
+                        found += _stream_folds(layer, plain, wb, sf, nf, target)
         return found
 
     def build(self, net: Netlist, layer: Layer, fold: Fold, inputs: list[Stream], target: Target) -> Stream:
@@ -180,18 +181,20 @@ def _stream_cycles(pixels: int, block: int, sf: int, nf: int) -> int:
     return pixels // block * (block * sf * nf + block * max(sf, nf) + 8)
 
 
-def _stream_folds(layer: Layer, plain: Fold, wb: int, sf: int, nf: int) -> list[Fold]:
+def _stream_folds(layer: Layer, plain: Fold, wb: int, sf: int, nf: int, target: Target) -> list[Fold]:
     """The same products with weights from memory off the chip. plain: without a window and without weights."""
     found, out, x = [], layer.out, layer.ins[0]
     word = plain.pe * plain.simd * wb
     if sf * nf * word < LEAST_STREAM_BITS or word > MOST_STREAM_WORD:
         return []
-    for block in (b for b in (8, 16, 32, 64) if out.pixels % b == 0):
+    for block in (b for b in (4, 8, 16, 32, 64) if out.pixels % b == 0):
+        rate = max(8, 1 << (word - 1).bit_length()) / block
+        if rate > target.memory / MOST_STREAM_SHARE:
+            continue
         bram, lut = 0.0, plain.lut + 120 + STREAM_LUT
         for sizes in ((block * sf, plain.simd * x.bits), (block * nf, plain.pe * signed_bits(out.low, out.high))):
             bram, lut = bram + memory_bram18(*sizes), lut + memory_lut(*sizes)
         cycles = max(plain.cycles, _stream_cycles(out.pixels, block, sf, nf))
-        rate = max(8, 1 << (word - 1).bit_length()) / block
         found.append(replace(plain, cycles=cycles, lut=lut, bram18=bram, form="stream", pixels=block, stream=rate))
     return found
 
