@@ -18,10 +18,11 @@ def layer_of(graph: ir.Graph, node: ir.Node) -> Layer:
 
 
 def assemble(
-    graph: ir.Graph, folds: Mapping[str, Fold], target: Target, depths: Mapping[str, int] | None = None
+    graph: ir.Graph, folds: Mapping[str, Fold], target: Target, depths: Mapping[str, int] | None = None, split: bool = True
 ) -> Netlist:
-    """Build every layer in order; streams read several times are forked. depths: of FIFOs by name, 2 where not given."""
-    net = Netlist(depths=dict(depths or {}), port_bits=target.memory)
+    """Build every layer in order; streams read several times are forked. depths: of FIFOs by name, 2 where not given.
+    split: see Netlist."""
+    net = Netlist(depths=dict(depths or {}), port_bits=target.memory, split=split)
     ready: dict[str, list[Stream]] = {}
     for source in graph.inputs:
         tensor = graph.tensors[source.tensor]

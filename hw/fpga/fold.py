@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from boards.board import Board
 from hw.fpga import ir
 from hw.fpga.assemble import layer_of
@@ -17,6 +19,7 @@ from hw.fpga.blocks.base import Fold, Target
 
 USABLE_LUT, USABLE_DSP, USABLE_BRAM = 0.70, 0.95, 0.90
 USABLE_PORT = 0.75  # of the bits a cycle of one memory port, by weights that are not on the chip
+TURNS = 300  # of the prices
 LUT4_PER_LUT6 = 1.7  # cells of the smaller kind for the same logic (the MVU at 4x8 bit: 3,379 and 2,094)
 
 
@@ -85,27 +88,43 @@ def _shares(fold: Fold, budget: Budget) -> tuple[float, float, float, float]:
 
 
 def choose(table: dict[str, list[Fold]], interval: int, budget: Budget) -> Folding | None:
-    """The cheapest folds of at most `interval` cycles that fit: cheapest by the sum of the shares of all resources first, then
-    layer after layer exchanged where that lowers the share of the scarcest one. None where a layer cannot be that fast."""
+    """Folds of at most `interval` cycles: the cheapest by the sum of the shares of all resources; where these do not fit, those
+    that need the least share of the scarcest resource. None where a layer cannot be that fast.
+
+    The second is a knapsack of one choice per layer: prices of the resources rise with what is used beyond the budget, every layer
+    takes what is cheapest at these prices (Lagrangian relaxation, prices by multiplicative weights), and single exchanges
+    finish the best choice that was seen.
+    """
     able = {name: [f for f in rows if f.cycles <= interval] for name, rows in table.items()}
     if not all(able.values()):
         return None
-    folds = {name: min(rows, key=lambda f: (sum(_shares(f, budget)), f.pe, f.simd)) for name, rows in able.items()}
-    shares = {name: {f: _shares(f, budget) for f in rows} for name, rows in able.items()}
-    total = [sum(shares[n][f][k] for n, f in folds.items()) for k in range(4)]
-    while max(total) > 1:
-        best, move = (max(total), sum(total)), None
-        for name, rows in able.items():
-            now = shares[name][folds[name]]
-            for row in rows:
-                then = [t - a + b for t, a, b in zip(total, now, shares[name][row], strict=True)]
-                if (round(max(then), 9), sum(then)) < (round(best[0], 9), best[1]):
-                    best, move = (max(then), sum(then)), (name, row, then)
-        if move is None:
+    names = list(able)
+    shares = [np.array([_shares(f, budget) for f in able[n]]) for n in names]
+    order = [sorted(range(len(able[n])), key=lambda k, n=n: (able[n][k].pe, able[n][k].simd)) for n in names]  # type: ignore[misc]
+    prices = np.ones(4)
+    best: list[int] = []
+    least = np.inf
+    for turn in range(TURNS):
+        picked = [ranks[int(np.argmin((share @ prices)[ranks]))] for share, ranks in zip(shares, order, strict=True)]
+        total = sum(share[k] for share, k in zip(shares, picked, strict=True))
+        if total.max() < least:
+            best, least = picked, total.max()
+        if least <= 1:
             break
-        folds[move[0]], total = move[1], move[2]
+        prices = prices * np.exp((2.0 / (1 + turn / 10)) * (total - total.max()))
+        prices = np.maximum(prices / prices.max(), 1e-4)
+    while least > 1:
+        total = sum(share[k] for share, k in zip(shares, best, strict=True))
+        then = [total - share[k] + share for share, k in zip(shares, best, strict=True)]
+        worst = [t.max(1) for t in then]
+        layer = min(range(len(names)), key=lambda i: (round(worst[i].min(), 9), i))
+        if worst[layer].min() >= least - 1e-9:
+            break
+        best[layer] = int(worst[layer].argmin())
+        least = worst[layer].min()
+    folds = {name: able[name][k] for name, k in zip(names, best, strict=True)}
     lut, dsp, bram, stream = (sum(getattr(f, k) for f in folds.values()) for k in ("lut", "dsps", "bram18", "stream"))
-    return Folding(folds, max(f.cycles for f in folds.values()), lut, int(dsp), bram, stream, max(total))
+    return Folding(folds, max(f.cycles for f in folds.values()), lut, int(dsp), bram, stream, float(least))
 
 
 def search(graph: ir.Graph, board: Board, interval: int | None, budget: Budget | None = None) -> Folding:

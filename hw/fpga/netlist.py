@@ -13,6 +13,16 @@ from math import gcd
 from hw.fpga import memory
 
 
+def memory_bram18(depth: int, width: int) -> float:
+    """18-kilobit blocks of a memory, 0 where logic cells are the cheaper place (up to 64 words, or under 2 kilobits)."""
+    if depth <= 64 or depth * width <= 2048:
+        return 0
+    best = 1e9
+    for words, bits in ((512, 36), (1024, 18), (2048, 9), (4096, 4), (8192, 2), (16384, 1)):
+        best = min(best, -(-depth // words) * -(-width // bits))
+    return best
+
+
 @dataclass(frozen=True)
 class Stream:
     """name: prefix of the wires. beats: per frame. tensor: the integer tensor that passes, '' inside a layer."""
@@ -59,7 +69,7 @@ class Stored:
 @dataclass
 class Netlist:
     """Instances in order; `files` are the memory contents by file name; depths are those of the FIFOs by name; `stored` are the
-    streams that come from memory off the chip, through a port of `port_bits`."""
+    streams that come from memory off the chip, through a port of `port_bits`; split: FIFOs may consist of two."""
 
     instances: list[Instance] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
@@ -68,6 +78,7 @@ class Netlist:
     outputs: list[Stream] = field(default_factory=list)
     stored: list[Stored] = field(default_factory=list)
     port_bits: int = 0
+    split: bool = True
     layer: str = ""
     default_depth: int = 2
 
@@ -151,8 +162,11 @@ class Netlist:
             name += "_"
         depth = max(self.depths.get(name, self.default_depth), least)
         params: dict[str, int | str] = {"WIDTH": stream.width, "DEPTH": depth}
+        tail = _tail(depth, stream.width) if self.split else 0
+        if tail:
+            params["TAIL"] = tail
         return self.add(
-            "dp_fifo",
+            "dp_fifo_split" if tail else "dp_fifo",
             params,
             [stream],
             stream.par,
@@ -199,7 +213,7 @@ class Netlist:
     # ------------------------------------------------------------------ Verilog
 
     def fifos(self) -> list[Instance]:
-        return [i for i in self.instances if i.module == "dp_fifo"]
+        return [i for i in self.instances if i.module in ("dp_fifo", "dp_fifo_split")]
 
     def modules(self) -> list[str]:
         """Names of the modules used, each once, in order."""
@@ -286,6 +300,15 @@ class Netlist:
         if self.stored:
             files[f"{memory.MODULE}.sv"] = memory.verilog(self)
         return {**files, "dataflow.sv": self.top_verilog()}
+
+
+def _tail(depth: int, width: int) -> int:
+    """Words of a FIFO that stand in logic, where a few of them would take further block RAM."""
+    for words in (2048, 1024, 512):
+        rest = depth % words
+        if 1 < rest < depth and not memory_bram18(rest, width) and memory_bram18(depth - rest, width) < memory_bram18(depth, width):
+            return rest
+    return 0
 
 
 def _wires(s: Stream) -> str:

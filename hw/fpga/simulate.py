@@ -91,7 +91,7 @@ def predicted(net: Netlist) -> int:
 def size_fifos(graph: ir.Graph, folds: Mapping[str, Fold], target: Target, work: Path, seed: int = 0) -> dict[str, int]:
     """Depth of every FIFO: what it holds at most when frames arrive at the predicted interval and no FIFO is ever full."""
     net = assemble(graph, folds, target)
-    roomy = assemble(graph, folds, target, {i.name: 2 * i.outputs[0].beats + 16 for i in net.fifos()})
+    roomy = assemble(graph, folds, target, {i.name: 2 * i.outputs[0].beats + 16 for i in net.fifos()}, False)
     program = _program(roomy, work, ("DP_PROFILE",))
     first = roomy.inputs[0]
     pace = max(1.0, predicted(roomy) / first.beats)

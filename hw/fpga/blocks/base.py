@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from hw.fpga import ir
-from hw.fpga.netlist import Netlist, Stream
+from hw.fpga.netlist import Netlist, Stream, memory_bram18
 
 
 MOST_TABLE_BITS = 1 << 14  # of a ROM in tables where block RAM is the alternative
@@ -109,16 +109,6 @@ def signed_bits(low: int, high: int) -> int:
     return ir.bits_for(min(low, -1), high)[0]
 
 
-def memory_bram18(depth: int, width: int) -> float:
-    """18-kilobit blocks of a memory, 0 where logic cells are the cheaper place (up to 64 words, or under 2 kilobits)."""
-    if depth <= 64 or depth * width <= 2048:
-        return 0
-    best = 1e9
-    for words, bits in ((512, 36), (1024, 18), (2048, 9), (4096, 4), (8192, 2), (16384, 1)):
-        best = min(best, -(-depth // words) * -(-width // bits))
-    return best
-
-
 def memory_lut(depth: int, width: int) -> float:
     """Logic cells of a memory that is not in block RAM (six-input LUTs, 64 bits of ROM or RAM each)."""
     return 0 if memory_bram18(depth, width) else -(-depth // 64) * width
@@ -150,5 +140,6 @@ def rom(net: Netlist, name: str, words: list[int], width: int, style: str) -> di
 
 
 def conform(net: Netlist, stream: Stream, par: int, bits: int, signed: bool) -> Stream:
-    """The stream with the width that a block wants, behind a FIFO."""
-    return net.buffer(net.cast(net.convert(stream, par), bits, signed))
+    """The stream with the width that a block wants, behind a FIFO, which stands where the stream is narrow."""
+    kept = net.convert(net.buffer(stream), par) if par > stream.par else net.buffer(net.convert(stream, par))
+    return net.cast(kept, bits, signed)

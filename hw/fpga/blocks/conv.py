@@ -28,7 +28,7 @@ from hw.fpga.netlist import Netlist, Stream
 UNIT_LUT = 70  # of a matrix-vector or vector-vector unit beside products and accumulators
 LEAST_STREAM_BITS = 16_384  # of weights that are worth a stream from memory
 MOST_STREAM_WORD = 512  # bits
-MOST_STREAM_SHARE = 16  # part of the port for one channel: two bursts in hand then last longer than memory takes to answer
+MOST_STREAM_SHARE = 4  # part of the port for one channel: its bursts in hand then last longer than memory takes to answer
 STREAM_LUT = 180  # of a channel of the block that reads memory (dp_reader)
 MOST_WIDTH = 4096  # bits of a weight word, beyond which memories and routing stop making sense
 
@@ -191,9 +191,10 @@ def _stream_folds(layer: Layer, plain: Fold, wb: int, sf: int, nf: int, target: 
         rate = max(8, 1 << (word - 1).bit_length()) / block
         if rate > target.memory / MOST_STREAM_SHARE:
             continue
-        bram, lut = 0.0, plain.lut + 120 + STREAM_LUT
+        bram, lut = 0.0, plain.lut + 40 + STREAM_LUT
         for sizes in ((block * sf, plain.simd * x.bits), (block * nf, plain.pe * signed_bits(out.low, out.high))):
-            bram, lut = bram + memory_bram18(*sizes), lut + memory_lut(*sizes)
+            # as much again in FIFOs: the next block comes, and the last one goes, while this one is computed
+            bram, lut = bram + 2 * memory_bram18(*sizes), lut + 2 * memory_lut(*sizes)
         cycles = max(plain.cycles, _stream_cycles(out.pixels, block, sf, nf))
         found.append(replace(plain, cycles=cycles, lut=lut, bram18=bram, form="stream", pixels=block, stream=rate))
     return found

@@ -1,10 +1,12 @@
-// Reads constants from memory for N channels through one AXI4 read port: every channel's region over and over, one burst ahead.
-// A region is a whole number of bursts. Beats wait in one block RAM, two bursts a channel, and go to whichever channel wants one.
+// Reads constants from memory for N channels through one AXI4 read port: every channel's region over and over, ahead of
+// what is wanted. A region is a whole number of bursts. Beats wait in one block RAM, SLOTS bursts a channel, and go to whichever
+// channel wants one.
 // Space is reserved before a burst is asked for, so `rready` is always 1 and no channel can hold up another.
 module dp_reader #(
   parameter int N = 2,
   parameter int PORT = 128,          // bits of a beat
   parameter int BURST = 8,           // beats of a burst
+  parameter int SLOTS = 4,           // bursts in hand, per channel (a power of two)
   parameter logic [N-1:0][23:0] FIRST = '0,   // first burst of every channel's region, from `base`
   parameter logic [N-1:0][23:0] BURSTS = '1   // how many it has
 ) (
@@ -16,7 +18,7 @@ module dp_reader #(
   output logic [PORT-1:0] beat, output logic [N-1:0] load,  // a beat for one channel
   input  logic [N-1:0] want                                 // which channels have room for one
 );
-  localparam int CW = N > 1 ? $clog2(N) : 1, BW = $clog2(BURST), BYTES = $clog2(BURST * PORT / 8);
+  localparam int CW = N > 1 ? $clog2(N) : 1, BW = $clog2(BURST), SW = $clog2(SLOTS), BYTES = $clog2(BURST * PORT / 8);
   localparam int MOST = 16, OW = $clog2(MOST);              // bursts on their way
   typedef logic [CW-1:0] channel_t;
 
@@ -25,14 +27,14 @@ module dp_reader #(
     for (int i = N - 1; i >= 0; i--) if (set[i]) first_of = channel_t'(i);
   endfunction
 
-  // ---- two halves of a burst each per channel: taken (asked for or full), and which are full
-  logic [N-1:0][1:0] taken, full;
-  logic [N-1:0] write_half, read_half;
+  // ---- slots of a burst each per channel: taken (asked for or full), and which are full
+  logic [N-1:0][SW:0] taken, full;
+  logic [N-1:0][SW-1:0] write_slot, read_slot;
   logic [N-1:0][BW-1:0] read_beat;
   logic [N-1:0] room, held;
   for (genvar i = 0; i < N; i++) begin : g_state
-    assign room[i] = taken[i] != 2'd2;
-    assign held[i] = full[i] != 2'd0;
+    assign room[i] = taken[i] != (SW+1)'(SLOTS);
+    assign held[i] = full[i] != '0;
   end
 
   // ---- requests: choose, look up, ask
@@ -58,7 +60,7 @@ module dp_reader #(
   assign from = order[order_out];
   logic [BW-1:0] beat_in;
   wire whole = got && beat_in == BW'(BURST-1);
-  (* ram_style = "block", no_rw_check *) logic [PORT-1:0] mem [2**(CW+1+BW)];
+  (* ram_style = "block", no_rw_check *) logic [PORT-1:0] mem [2**(CW+SW+BW)];
 
   // ---- beats to the channels
   wire [N-1:0] able = want & held & ~load;
@@ -66,8 +68,8 @@ module dp_reader #(
   wire give = |able;
   wire done = give && read_beat[to] == BW'(BURST-1);
   always_ff @(posedge clk) begin
-    if (got) mem[{from, write_half[from], beat_in}] <= m_axi_rdata;
-    if (give) beat <= mem[{to, read_half[to], read_beat[to]}];
+    if (got) mem[{from, write_slot[from], beat_in}] <= m_axi_rdata;
+    if (give) beat <= mem[{to, read_slot[to], read_beat[to]}];
     if (choose) who <= first_of(room);
     if (chosen) begin
       at <= FIRST[who] + now;
@@ -76,7 +78,7 @@ module dp_reader #(
     if (asked) order[order_in] <= who;
     if (rst) begin
       load <= '0; chosen <= 1'b0; asking <= 1'b0; fresh <= '1; away <= '0; order_in <= '0; order_out <= '0; beat_in <= '0;
-      taken <= '0; full <= '0; write_half <= '0; read_half <= '0; read_beat <= '0;
+      taken <= '0; full <= '0; write_slot <= '0; read_slot <= '0; read_beat <= '0;
     end else begin
       load <= '0;
       if (give) load[to] <= 1'b1;
@@ -89,11 +91,11 @@ module dp_reader #(
       away <= away + (OW+1)'(asked) - (OW+1)'(whole);
       if (got) beat_in <= whole ? '0 : beat_in + 1'b1;
       for (int i = 0; i < N; i++) begin
-        taken[i] <= taken[i] + 2'(chosen && who == channel_t'(i)) - 2'(done && to == channel_t'(i));
-        full[i] <= full[i] + 2'(whole && from == channel_t'(i)) - 2'(done && to == channel_t'(i));
-        if (whole && from == channel_t'(i)) write_half[i] <= !write_half[i];
+        taken[i] <= taken[i] + (SW+1)'(chosen && who == channel_t'(i)) - (SW+1)'(done && to == channel_t'(i));
+        full[i] <= full[i] + (SW+1)'(whole && from == channel_t'(i)) - (SW+1)'(done && to == channel_t'(i));
+        if (whole && from == channel_t'(i)) write_slot[i] <= write_slot[i] + 1'b1;
         if (give && to == channel_t'(i)) read_beat[i] <= done ? '0 : read_beat[i] + 1'b1;
-        if (done && to == channel_t'(i)) read_half[i] <= !read_half[i];
+        if (done && to == channel_t'(i)) read_slot[i] <= read_slot[i] + 1'b1;
       end
     end
   end
