@@ -13,7 +13,7 @@ import numpy as np
 from boards.board import Board
 from deploy.arch import Preprocess
 from deploy.artifact import sha256_file
-from hw.fpga import ir, library, words, zynq
+from hw.fpga import ir, library, memory, words, zynq
 from hw.fpga.netlist import Netlist, Stream, axis_width
 from hw.fpga.simulate import Measured
 
@@ -27,7 +27,7 @@ def sha256(path: Path) -> str:
 
 def design_hash(chain: dict[str, str], net: Netlist) -> str:
     """One hash of the model's files and of the RTL with its memories."""
-    rtl = library.digest({**library.sources(net), **net.files})
+    rtl = library.digest({**library.sources(net), **net.files, **({"memory.bin": memory.image(net).hex()} if net.stored else {})})
     return hashlib.sha256(json.dumps([sorted(chain.items()), rtl]).encode()).hexdigest()
 
 
@@ -66,6 +66,10 @@ def write(
     for name in (f"{link}_link.py",):
         shutil.copy(DRIVER / name, folder)
         files.append(name)
+    if net.stored:
+        (folder / "memory.bin").write_bytes(memory.image(net))
+        meta["memory"] = "memory.bin"
+        files.append("memory.bin")
     if bit is not None:
         for suffix in (".bit", ".hwh"):
             built = (folder.parent / bit["file"]).with_suffix(suffix)

@@ -10,6 +10,7 @@ proc fail {text} { puts stderr "build.tcl: $text"; exit 1 }
 array set ip {
   processing_system7 {M_AXI_GP0 m S_AXI_HP0 s DDR x FIXED_IO x}
   zynq_ultra_ps_e {M_AXI_HPM0_FPD m S_AXI_HP0_FPD s}
+  axi_gpio {S_AXI s}
   axi_dma {S_AXI_LITE s M_AXI_MM2S m M_AXI_S2MM m M_AXIS_MM2S m S_AXIS_S2MM s}
   smartconnect {}
   proc_sys_reset {}
@@ -20,13 +21,22 @@ array set pins {
   axi_dma {s_axi_lite_aclk i m_axi_mm2s_aclk i m_axi_s2mm_aclk i axi_resetn i}
   smartconnect {aclk i aresetn i}
   proc_sys_reset {slowest_sync_clk i ext_reset_in i peripheral_aresetn o}
+  axi_gpio {s_axi_aclk i s_axi_aresetn i gpio_io_o o}
+}
+# of constants in memory: a second port of the processor
+if {$expect(constants)} {
+  set ip(processing_system7) [concat $ip(processing_system7) {S_AXI_HP1 s}]
+  set ip(zynq_ultra_ps_e) [concat $ip(zynq_ultra_ps_e) {S_AXI_HP1_FPD s}]
+  set pins(processing_system7) [concat $pins(processing_system7) {S_AXI_HP1_ACLK i}]
+  set pins(zynq_ultra_ps_e) [concat $pins(zynq_ultra_ps_e) {saxihp1_fpd_aclk i}]
 }
 array set known {
-  processing_system7 {PCW_USE_S_AXI_HP0 PCW_USE_M_AXI_GP0 PCW_FPGA0_PERIPHERAL_FREQMHZ PCW_EN_CLK0_PORT PCW_EN_RST0_PORT}
-  zynq_ultra_ps_e {PSU__USE__M_AXI_GP0 PSU__USE__M_AXI_GP1 PSU__USE__M_AXI_GP2 PSU__USE__S_AXI_GP2 PSU__SAXIGP2__DATA_WIDTH PSU__CRL_APB__PL0_REF_CTRL__FREQMHZ PSU__FPGA_PL0_ENABLE}
+  processing_system7 {PCW_USE_S_AXI_HP0 PCW_USE_M_AXI_GP0 PCW_FPGA0_PERIPHERAL_FREQMHZ PCW_EN_CLK0_PORT PCW_EN_RST0_PORT PCW_USE_S_AXI_HP1}
+  zynq_ultra_ps_e {PSU__USE__M_AXI_GP0 PSU__USE__M_AXI_GP1 PSU__USE__M_AXI_GP2 PSU__USE__S_AXI_GP2 PSU__SAXIGP2__DATA_WIDTH PSU__CRL_APB__PL0_REF_CTRL__FREQMHZ PSU__FPGA_PL0_ENABLE PSU__USE__S_AXI_GP3 PSU__SAXIGP3__DATA_WIDTH}
   axi_dma {c_include_sg c_sg_length_width c_m_axi_mm2s_data_width c_m_axis_mm2s_tdata_width c_m_axi_s2mm_data_width c_mm2s_burst_size c_s2mm_burst_size}
   smartconnect {NUM_SI NUM_MI}
   proc_sys_reset {}
+  axi_gpio {C_GPIO_WIDTH C_ALL_OUTPUTS}
 }
 proc create_project {args} {
   global expect done
@@ -62,7 +72,9 @@ proc create_bd_cell {args} {
     foreach {all dir range n} [regexp -all -inline {(input|output)\s+wire\s+(?:\[(\d+):0\]\s*)?(\w+)} $text] {
       set ports($n) [expr {$range eq "" ? 1 : $range + 1}]
     }
-    foreach {port width} [list s_axis_tdata $expect(in) m_axis_tdata $expect(out) s_axis_tlast 1 m_axis_tlast 1 m_axis_tkeep [expr {$expect(out)/8}] aclk 1 aresetn 1] {
+    set more {}
+    if {$expect(constants)} { set more [list image 32 m_axi_araddr 40 m_axi_rdata $expect(constants) m_axi_arlen 8 m_axi_arsize 3 m_axi_rlast 1 m_axi_rready 1] }
+    foreach {port width} [concat $more [list s_axis_tdata $expect(in) m_axis_tdata $expect(out) s_axis_tlast 1 m_axis_tlast 1 m_axis_tkeep [expr {$expect(out)/8}] aclk 1 aresetn 1]] {
       if {![info exists ports($port)] || $ports($port) != $width} { fail "port $port of $module is not $width wide" }
     }
     set cells($name) module
@@ -85,13 +97,13 @@ proc set_property {args} {
   }
 }
 proc pin_list {cell} {
-  global cells pins ip props
-  if {$cells($cell) eq "module"} { return {aclk i aresetn i} }
+  global cells pins ip props expect
+  if {$cells($cell) eq "module"} { return [expr {$expect(constants) ? {aclk i aresetn i image i} : {aclk i aresetn i}}] }
   return $pins($cells($cell))
 }
 proc intf_list {cell} {
-  global cells ip props
-  if {$cells($cell) eq "module"} { return {s_axis s m_axis m} }
+  global cells ip props expect
+  if {$cells($cell) eq "module"} { return [expr {$expect(constants) ? {s_axis s m_axis m m_axi m} : {s_axis s m_axis m}}] }
   if {$cells($cell) eq "smartconnect"} {
     set l {}
     for {set i 0} {$i < $props($cell,NUM_SI)} {incr i} { lappend l [format S%02d_AXI $i] s }

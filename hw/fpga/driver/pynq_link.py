@@ -31,6 +31,20 @@ class PynqLink:
         self.overlay = Overlay(str(bit))
         self.dma = self.overlay.dma
         self.meta = meta
+        if "memory" in meta:
+            self._load(folder / meta["memory"])
+
+    def _load(self, path: Path) -> None:
+        """Put the constants into memory and tell the design where; bit 0 of the register lets it begin."""
+        import numpy as np
+
+        content = np.fromfile(path, np.uint8)
+        self.constants = self.allocate(shape=content.shape, dtype=np.uint8)  # stays as long as the overlay
+        self.constants[:] = content
+        self.constants.flush()
+        if self.constants.physical_address % 4096 or self.constants.physical_address >> 32:
+            raise LinkError("the constants must stand at a multiple of 4,096 below 4 GB; free memory and load again")
+        self.overlay.image.write(0, self.constants.physical_address | 1)
 
     def transfer(self, data: bytes, expected: int) -> bytes:
         """Send `data` (whole frames), return `expected` bytes; in batches that the DMA's length register holds."""

@@ -8,24 +8,38 @@ import subprocess
 import sys
 import types
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import graph_of, network
+from helpers import graph_of, network, one_node
 
 import boards
 from deploy.arch import Preprocess
 from deploy.errors import ToolError
-from hw.fpga import fold, library, package, reference, simulate, verilator, zynq
-from hw.fpga.assemble import assemble
-from hw.fpga.netlist import axis_width
+from hw.fpga import fold, ir, library, memory, package, reference, simulate, verilator, zynq
+from hw.fpga.assemble import assemble, layer_of
+from hw.fpga.blocks import blocks
+from hw.fpga.netlist import Netlist, axis_width
 
 BOARDS = ("pynq-z1", "pynq-z2", "ultra96", "ultra96-v2")
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple:  # type: ignore[type-arg]
+def _stored() -> tuple[ir.Graph, Netlist]:
+    """A pointwise convolution whose weights come from memory."""
+    weight = np.random.default_rng(0).integers(-7, 8, (64, 1, 1, 64))
+    graph = one_node(ir.Conv(weight, ir.Window(), 1, 4), ir.Tensor((4, 4, 64), 0, 255))
+    target = fold.target_of(boards.get("pynq-z2"), memory=True)
+    folds = blocks()["Conv"].folds(layer_of(graph, graph.nodes[0]), target)
+    chosen = next(f for f in folds if (f.form, f.pe, f.simd, f.pixels) == ("stream", 2, 4, 8))
+    return graph, assemble(graph, {"y": chosen}, target)
+
+
+@pytest.fixture(scope="module", params=["on the chip", "weights in memory"])
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple:  # type: ignore[type-arg]
+    if request.param == "weights in memory":
+        return *_stored(), tmp_path_factory.mktemp("zynq")
     graph = graph_of(network("mlp")[1])
     part = boards.get("pynq-z2")
     found = fold.search(graph, part, 500)
@@ -35,6 +49,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple:  # type: ignore[ty
 
 def _kit(built: tuple, name: str) -> Path:  # type: ignore[type-arg]
     _, net, root = built
+    net = replace(net, port_bits=boards.get(name).port_bits)
     folder = root / name
     shutil.rmtree(folder, ignore_errors=True)
     library.write(net, folder / "rtl")
@@ -44,13 +59,14 @@ def _kit(built: tuple, name: str) -> Path:  # type: ignore[type-arg]
 
 @pytest.mark.parametrize("name", BOARDS)
 def test_script_fits_the_design(built: tuple, name: str) -> None:  # type: ignore[type-arg]
-    zynq.check_kit(_kit(built, name), built[1], boards.get(name))
+    net = replace(built[1], port_bits=boards.get(name).port_bits)
+    zynq.check_kit(_kit(built, name), net, boards.get(name))
 
 
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("layer_conv0.sv", "layer_conv9.sv", "does not exist"),
+        ("add_files -norecurse $here/../rtl/layer_", "add_files -norecurse $here/../rtl/layers_", "does not exist"),
         ("CONFIG.c_include_sg", "CONFIG.c_includes_sg", "no property"),
         (
             "dma/M_AXIS_MM2S] [get_bd_intf_pins accelerator/s_axis",
@@ -78,6 +94,8 @@ def test_dma_width() -> None:
 
 
 class _Buffer(np.ndarray):
+    physical_address = memory.BASE
+
     def flush(self) -> None: ...
     def invalidate(self) -> None: ...
     def freebuffer(self) -> None: ...
@@ -107,8 +125,13 @@ class _Standin:
             def __init__(self, path: str) -> None:
                 assert Path(path).is_file() and Path(path).with_suffix(".hwh").is_file()
                 self.dma = types.SimpleNamespace(sendchannel=Channel(True), recvchannel=Channel(False))
+                self.image = types.SimpleNamespace(write=self.constants)
                 nonlocal overlay
                 overlay = self
+
+            def constants(self, at: int, value: int) -> None:
+                assert (at, value) == (0, memory.BASE | 1)
+                (standin.work / "memory.bin").write_bytes(bytes(allocated[-1]))
 
             def run(self) -> None:
                 data, sink = bytes(self.dma.sendchannel.buffer), self.dma.recvchannel.buffer
@@ -135,9 +158,15 @@ class _Standin:
                 standin.batches.append(len(words))
 
         overlay: Overlay
+        allocated: list[np.ndarray] = []
+
+        def allocate(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+            allocated.append(np.zeros(shape, dtype).view(_Buffer))
+            return allocated[-1]
+
         made = types.ModuleType("pynq")
         made.Overlay = Overlay  # type: ignore[attr-defined]
-        made.allocate = lambda shape, dtype: np.zeros(shape, dtype).view(_Buffer)  # type: ignore[attr-defined]
+        made.allocate = allocate  # type: ignore[attr-defined]
         return made
 
 
@@ -171,17 +200,23 @@ def board(built: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     into, out = (zynq.dma_bits(axis_width(s)) for s in (net.inputs[0], net.outputs[0]))
     (work / "accelerator.v").write_text(zynq.wrapper(net))
     (work / "frames.sv").write_text((library.RTL / "frames.sv").read_text())
+    port = pins = ""
+    if net.stored:
+        port = "".join(memory.ports(net))
+        names = ("araddr", "arlen", "arvalid", "arready", "rdata", "rlast", "rvalid", "rready")
+        pins = ".image({base[31:12], 11'b0, go}), .m_axi_rresp(2'b0), .m_axi_arsize(), .m_axi_arburst(), .m_axi_arcache(), .m_axi_arprot(), "
+        pins += "".join(f".m_axi_{n}, " for n in names)
     (work / "bench.sv").write_text(
-        f"""module bench (input logic clk, rst_n, input logic [{into + 7}:0] s_axis_0_tdata, input logic s_axis_0_tvalid, output logic s_axis_0_tready,
+        f"""module bench (input logic clk, rst_n, {port} input logic [{into + 7}:0] s_axis_0_tdata, input logic s_axis_0_tvalid, output logic s_axis_0_tready,
   output logic [{out + 7}:0] m_axis_0_tdata, output logic m_axis_0_tvalid, input logic m_axis_0_tready);
   assign m_axis_0_tdata[{out + 7}:{out + 1}] = '0;
-  accelerator dut (.aclk(clk), .aresetn(rst_n), .s_axis_tdata(s_axis_0_tdata[{into - 1}:0]), .s_axis_tlast(s_axis_0_tdata[{into}]), .s_axis_tvalid(s_axis_0_tvalid),
+  accelerator dut (.aclk(clk), .aresetn(rst_n), {pins} .s_axis_tdata(s_axis_0_tdata[{into - 1}:0]), .s_axis_tlast(s_axis_0_tdata[{into}]), .s_axis_tvalid(s_axis_0_tvalid),
     .s_axis_tready(s_axis_0_tready), .m_axis_tdata(m_axis_0_tdata[{out - 1}:0]), .m_axis_tlast(m_axis_0_tdata[{out}]), .m_axis_tkeep(), .m_axis_tvalid(m_axis_0_tvalid), .m_axis_tready(m_axis_0_tready));
 endmodule
 """
     )
     files = library.write(net, work)
-    main = verilator.main_source(net.inputs, net.outputs)
+    main = verilator.main_source(net)
     for side, stream in (("input", net.inputs[0]), ("output", net.outputs[0])):
         bits = zynq.dma_bits(axis_width(stream))
         main = main.replace(f"h.{side}({axis_width(stream) // 8},", f"h.{side}({(bits + 8) // 8},")
@@ -206,7 +241,7 @@ def test_driver_on_the_verilated_design(board: tuple, built: tuple, capsys: pyte
     assert accelerator.main(["throughput", "--frames", "12"]) == 0
     assert "frames/s" in capsys.readouterr().out
     graph = built[0]
-    x = np.random.default_rng(0).random((3, 64)).astype(np.float32)
+    x = np.random.default_rng(0).random((3, *graph.inputs[0].shape[1:])).astype(np.float32)
     np.save(folder / "x.npy", x)
     assert accelerator.main(["run", str(folder / "x.npy"), "-o", str(folder / "y.npy")]) == 0
     assert np.allclose(np.load(folder / "y.npy"), reference.run(graph, [x])[0], rtol=0, atol=1e-12)
