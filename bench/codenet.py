@@ -4,10 +4,14 @@
     python bench/codenet.py example                                             -> examples/detection/
     python bench/codenet.py block                                               -> bench/codenet_block.json
     python bench/codenet.py latency                                             -> bench/codenet_latency.json
+    python bench/codenet.py fabric                                              -> bench/codenet_fabric.json
     python bench/codenet.py quantize [--seeds 1]                                -> bench/codenet_quantize.json
 
 block: the deformable depthwise layer in hardware beside a plain one of the same size and folds: cycles simulated (Verilator,
 bit-exact, random distances), cells counted (Yosys, ultra96).
+
+fabric: `deploy build` of configuration a for ultra96 at 200 MHz (an assumption: no vendor tool here) and 322 frames/s; b to e by the
+folding model alone. Random weights with varied activations and distances: speed and cells depend on neither.
 
 latency: configurations a (256 x 256) and small in ONNX Runtime, one thread: float with the standard DeformConv, float with rows
 of a table, W4A8; random weights with distances of every size (speed depends on neither).
@@ -28,6 +32,8 @@ import argparse
 import copy
 import json
 import multiprocessing
+import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import asdict
@@ -35,21 +41,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from PIL import Image
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 
 from bench.common import BENCH, fashion, save, stamp
+from compress.api import compress
 from compress.codenet.boxes import Scene
 from compress.codenet.canvas import generate
 from compress.codenet.network import OPERATORS, CoDeNet, codenet
 from compress.codenet.train import TrainConfig, score, train
+from compress.config import CompressConfig
 from compress.deform import DeformConv2d
 from compress.quantize.plan import count_macs
+from deploy.data import Batch
 from export.parity import session
+from export.torch2onnx import export_float, export_quantized
 
 ROOT = Path(__file__).resolve().parents[1]
+CONFIGS_FABRIC = ("a", "b", "c", "d", "e")
 CLASSES, TRAIN, TEST = 10, 10_000, 1_000
 CONFIG = TrainConfig(epochs=6, batch=16, lr=3e-3)
 
@@ -178,11 +190,7 @@ def random_detector(config: str, classes: int = 20) -> CoDeNet:
 
 
 def latency(args: argparse.Namespace) -> None:
-    from compress.api import compress
-    from compress.config import CompressConfig
-    from deploy.data import Batch
     from export.stage import convert
-    from export.torch2onnx import export_float
     from hw.latency import conditions, measure
 
     rows = []
@@ -216,14 +224,73 @@ def latency(args: argparse.Namespace) -> None:
         save("codenet_latency", {**stamp(), "samples": args.samples, "conditions": conditions(1), "rows": rows})
 
 
+PAPER = {"a": 32.2, "b": 26.9, "c": 9.3, "d": 5.2, "e": 4.6}  # frames per second, CoDeNet v2, table 3
+
+
+def _qonnx(config: str) -> tuple[onnx.ModelProto, float]:
+    """(W4A8 graph of a configuration with random weights, GMAC of a frame)."""
+    net = random_detector(config)
+    side = net.config.resolution
+    batches = [Batch((torch.randn(2, 3, side, side).numpy(),)) for _ in range(2)]
+    settings = CompressConfig(bits=4, first_last_bits=4, rounding="nearest", equalize="off")
+    done = compress(net, settings, inputs=net.inputs, calibration=batches)
+    macs = sum(count_macs(net, (torch.zeros(1, 3, side, side),)).values())
+    return export_quantized(done.module, net.inputs)[0], macs / 1e9
+
+
+def fabric(args: argparse.Namespace) -> None:
+    import boards
+    from hw.fpga import fold
+    from hw.fpga.lower import lower
+
+    clock, board = 200.0, boards.get("ultra96")
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
+        model, gmacs = _qonnx("a")
+        (work / "codenet_a.qonnx.onnx").write_bytes(model.SerializeToString())
+        start = time.monotonic()
+        command = [
+            "build",
+            str(work / "codenet_a.qonnx.onnx"),
+            "--board",
+            "ultra96",
+            "--clock",
+            "200",
+            "--target-fps",
+            "322",
+            "--no-bitstream",
+            "-o",
+        ]
+        subprocess.run([sys.executable, "-m", "deploy", *command, str(work / "out")], check=True)
+        record = json.loads((work / "out" / "build.json").read_text())
+        seconds = round(time.monotonic() - start)
+    rows = [
+        [r["label"], r["kind"], r["form"], r["pe"], r["simd"], r["cycles"], *r["cells"].values()]
+        for r in record["rows"]
+    ]
+    built = {
+        "gmacs": gmacs, "seconds": seconds, "clock_mhz": clock, "layers": rows, "columns": ["label", "kind", "form", "pe", "simd", "cycles", *record["cells"]],
+        **{k: record[k] for k in ("fps", "measured", "cells", "share", "memory", "estimate", "depths")},
+    }  # fmt: skip
+    head = {**stamp(), "board": "ultra96", "paper_fps": PAPER, "a": built}
+    save("codenet_fabric", {**head, "model": []})
+    found = []
+    for config in CONFIGS_FABRIC:
+        graph, gmacs = _qonnx(config)
+        lowered = lower(graph)
+        assert not lowered.problems
+        folding = fold.search(lowered.graph, board, None)
+        found.append({"config": config, "gmacs": gmacs, "interval": folding.interval, "fits": folding.fits, "lut": round(folding.lut), "dsp": folding.dsp,
+                      "bram18": folding.bram18, "stream": folding.stream, "fps": clock * 1e6 / folding.interval})  # fmt: skip
+        print(found[-1], flush=True)
+        save("codenet_fabric", {**head, "model": found})
+
+
 def quantize(args: argparse.Namespace) -> None:
     import boards
-    from compress.api import compress
     from compress.codenet.decode import decode
     from compress.codenet.score import average_precision
     from compress.codenet.train import normalise
-    from compress.config import CompressConfig
-    from deploy.data import Batch
     from export.stage import convert
     from hw.fpga import fold, reference, simulate
     from hw.fpga.assemble import assemble
@@ -270,13 +337,15 @@ def quantize(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("example", "ladder", "block", "quantize", "latency"))
+    parser.add_argument("what", choices=("example", "ladder", "block", "fabric", "quantize", "latency"))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--operators", default="")
     parser.add_argument("--samples", type=int, default=200)
     args = parser.parse_args()
-    {"example": example, "ladder": ladder, "block": block, "quantize": quantize, "latency": latency}[args.what](args)
+    {"example": example, "ladder": ladder, "block": block, "fabric": fabric, "quantize": quantize, "latency": latency}[
+        args.what
+    ](args)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,11 @@ def layer_of(graph: ir.Graph, node: ir.Node) -> Layer:
 
 
 def assemble(
-    graph: ir.Graph, folds: Mapping[str, Fold], target: Target, depths: Mapping[str, int] | None = None, split: bool = True
+    graph: ir.Graph,
+    folds: Mapping[str, Fold],
+    target: Target,
+    depths: Mapping[str, int] | None = None,
+    split: bool = True,
 ) -> Netlist:
     """Build every layer in order; streams read several times are forked. depths: of FIFOs by name, 2 where not given.
     split: see Netlist."""

@@ -27,6 +27,7 @@ from hw.fpga import (
     gates,
     ir,
     library,
+    memory,
     package,
     reference,
     simulate,
@@ -154,7 +155,7 @@ def _prove(
 ) -> Proved:  # fmt: skip
     """The design simulated while Yosys counts its cells. Where it counts more than the part has, the search is run again with
     that much less to spend, at most twice."""
-    budget = fold.Budget.of(board)
+    budget = found.budget
     for again in range(RETRIES + 1):
         net = design(graph, board, found.folds, config, work / f"size{again}")
         with ThreadPoolExecutor(1) as pool:
@@ -253,7 +254,9 @@ def run_stage(config: BuildConfig, folder: Path) -> dict[str, Any]:
         "depths": {i.name: i.params["DEPTH"] for i in net.fifos()},
         "folds": {k: asdict(v) for k, v in found.folds.items()},
         "estimate": {"lut": found.lut, "dsp": found.dsp, "bram18": found.bram18},
-        "io_bytes": sum(s.beats * s.width / 8 for s in (*net.inputs, *net.outputs)),
+        "io_bytes": sum(s.beats * s.width / 8 for s in (*net.inputs, *net.outputs))
+        + _memory(net, measured)["frame_bytes"],
+        "memory": _memory(net, measured),
         "macs": sum(_macs(graph, n) for n in graph.nodes),
         "top_k": config.top_k,
         "chain": source.chain,
@@ -295,6 +298,15 @@ def _bitstream(
     return None
 
 
+def _memory(net: Netlist, measured: simulate.Measured) -> dict[str, float]:
+    """Constants from memory off the chip: channels, bytes of the image, bytes read a frame, bits a cycle of a port of so many."""
+    read = sum(s.stream.beats * s.word_bits / 8 for s in net.stored)
+    return {
+        "channels": len(net.stored), "image_bytes": len(memory.image(net)), "frame_bytes": read,
+        "bits_per_cycle": 8 * read / measured.interval, "port_bits": net.port_bits if net.stored else 0,
+    }  # fmt: skip
+
+
 def _macs(graph: ir.Graph, node: ir.Node) -> int:
     return graph.tensors[node.output].pixels * node.op.weight.size if isinstance(node.op, ir.Conv) else 0
 
@@ -309,7 +321,7 @@ def _rows(
         rows.append(
             {
                 "name": node.name, "label": labels[node.name], "kind": node.kind, "inputs": list(node.inputs), "shape": list(t.shape), "bits": t.bits,
-                "signed": t.signed, "pe": f.pe, "simd": f.simd, "dsp": f.dsp, "cycles": cycles, "macs": _macs(graph, node),
+                "signed": t.signed, "pe": f.pe, "simd": f.simd, "dsp": f.dsp, "form": f.form, "cycles": cycles, "macs": _macs(graph, node),
                 "cells": asdict(cells[node.name]) if node.name in cells else None,
             }
         )  # fmt: skip

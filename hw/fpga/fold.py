@@ -7,7 +7,7 @@ resources; and the least interval that fits is found by bisection over the inter
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,8 +17,8 @@ from hw.fpga.assemble import layer_of
 from hw.fpga.blocks import blocks
 from hw.fpga.blocks.base import Fold, Target
 
-USABLE_LUT, USABLE_DSP, USABLE_BRAM = 0.70, 0.95, 0.90
-USABLE_PORT = 0.75  # of the bits a cycle of one memory port, by weights that are not on the chip
+# of LUT, DSP, block RAM, and of the bits a cycle of one memory port (by weights that are not on the chip)
+USABLE, FULL = (0.70, 0.95, 0.90, 0.75), (0.95, 0.97, 0.79, 0.75)
 TURNS = 300  # of the prices
 LUT4_PER_LUT6 = 1.7  # cells of the smaller kind for the same logic (the MVU at 4x8 bit: 3,379 and 2,094)
 
@@ -33,16 +33,18 @@ class Budget:
     stream: float = 0
 
     @classmethod
-    def of(cls, board: Board) -> Budget:
+    def of(cls, board: Board, full: bool = False) -> Budget:
+        """What may be used of a part: shares that leave room to route, or (full) all but what FIFOs and joints need."""
         lut = board.lut / (LUT4_PER_LUT6 if board.family == "ecp5" else 1)
         port = board.port_bits if board.ps else 0
-        return cls(lut * USABLE_LUT, board.dsp * USABLE_DSP, board.bram18 * USABLE_BRAM, port * USABLE_PORT)
+        shares = FULL if full else USABLE
+        return cls(*(whole * share for whole, share in zip((lut, board.dsp, board.bram18, port), shares, strict=True)))
 
 
 @dataclass(frozen=True)
 class Folding:
     """The folds by layer, the predicted interval in cycles and the estimated cost. share: of the budget of what is scarcest.
-    stream: bits a cycle from memory off the chip."""
+    stream: bits a cycle from memory off the chip. budget: what it was chosen for."""
 
     folds: dict[str, Fold]
     interval: int
@@ -51,16 +53,17 @@ class Folding:
     bram18: float
     stream: float
     share: float
+    budget: Budget
 
     @property
     def fits(self) -> bool:
         return self.share <= 1
 
 
-def target_of(board: Board, memory: bool = False) -> Target:
-    """The multiplier of a part. memory: weights may come from memory off the chip, where the board has it."""
+def target_of(board: Board) -> Target:
+    """The multiplier of a part, and its port to memory."""
     wide, narrow = {"7-series": (25, 18), "ultrascale+": (27, 18)}.get(board.family, (18, 18))
-    return Target(wide, narrow, board.port_bits if memory and board.ps else 0)
+    return Target(wide, narrow, board.port_bits if board.ps else 0)
 
 
 def options(graph: ir.Graph, target: Target) -> dict[str, list[Fold]]:
@@ -74,7 +77,8 @@ def options(graph: ir.Graph, target: Target) -> dict[str, list[Fold]]:
         kept: list[Fold] = []
         for row in rows:
             if not any(
-                k.lut <= row.lut and k.dsps <= row.dsps and k.bram18 <= row.bram18 and k.stream <= row.stream for k in kept
+                k.lut <= row.lut and k.dsps <= row.dsps and k.bram18 <= row.bram18 and k.stream <= row.stream
+                for k in kept
             ):
                 kept.append(row)
         found[node.name] = kept
@@ -124,20 +128,25 @@ def choose(table: dict[str, list[Fold]], interval: int, budget: Budget) -> Foldi
         least = worst[layer].min()
     folds = {name: able[name][k] for name, k in zip(names, best, strict=True)}
     lut, dsp, bram, stream = (sum(getattr(f, k) for f in folds.values()) for k in ("lut", "dsps", "bram18", "stream"))
-    return Folding(folds, max(f.cycles for f in folds.values()), lut, int(dsp), bram, stream, float(least))
+    return Folding(folds, max(f.cycles for f in folds.values()), lut, int(dsp), bram, stream, float(least), budget)
 
 
 def search(graph: ir.Graph, board: Board, interval: int | None, budget: Budget | None = None) -> Folding:
     """Folds for at most `interval` cycles per frame, or (None) the least interval that fits the board.
 
-    budget: what may be used, by default of the whole board. Weights come from memory off the chip only where nothing else fits.
-    The result says with `fits` whether the estimate is within the part; deterministic.
+    budget: what may be used, by default of the whole board. Weights come from memory off the chip only where nothing else fits,
+    and only where that does not fit either is the part filled. The result says with `fits` whether the estimate is within the
+    budget; deterministic.
     """
-    budget = budget or Budget.of(board)
-    found = _search(options(graph, target_of(board)), interval, budget)
-    if found.fits or not board.ps:
+    target = target_of(board)
+    first = budget or Budget.of(board)
+    found = _search(options(graph, replace(target, memory=0)), interval, first)
+    if found.fits or not target.memory:
         return found
-    other = _search(options(graph, target_of(board, memory=True)), interval, budget)
+    table = options(graph, target)
+    other = _search(table, interval, first)
+    if not other.fits and budget is None and interval is not None:
+        return _search(table, interval, Budget.of(board, full=True))
     return min(found, other, key=lambda f: f.share)
 
 

@@ -6,6 +6,7 @@ read over and over from its beginning, whatever the frames do: what a layer take
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 MODULE = "stored"
 USES = ("dp_reader", "dp_words")
 BURST = 8  # beats
+PATIENCE = 512  # cycles that memory may take to answer when every channel asks
 BASE = 0x1000  # address of the image in simulation; any multiple of `align` serves
 
 
@@ -43,6 +45,12 @@ def regions(net: Netlist) -> list[Region]:
     return found
 
 
+def slots(net: Netlist, rate: float) -> int:
+    """Bursts that a channel of `rate` bits a cycle has in hand: what it takes in PATIENCE cycles."""
+    need = PATIENCE * rate / (BURST * net.port_bits)
+    return max(2, 1 << (math.ceil(need) - 1).bit_length())
+
+
 def image(net: Netlist) -> bytes:
     """What must stand in memory, region after region."""
     made = b""
@@ -69,26 +77,35 @@ def instance(net: Netlist) -> list[str]:
     if not net.stored:
         return []
     streams = ", ".join(f".{s.stream.name}{e}" for s in net.stored for e in ("_d", "_v", "_r"))
-    bus = ", ".join(f".m_axi_{n}" for n in ("araddr", "arlen", "arvalid", "arready", "rdata", "rlast", "rvalid", "rready"))
+    bus = ", ".join(
+        f".m_axi_{n}" for n in ("araddr", "arlen", "arvalid", "arready", "rdata", "rlast", "rvalid", "rready")
+    )
     return [f"  {MODULE} stored_i (.clk, .rst, .base, .go, {bus}, {streams});"]
 
 
 def verilog(net: Netlist) -> str:
     """The module: one reader, and for every channel what makes words of beats."""
     n, where = len(net.stored), regions(net)
+    channels = sorted(range(n), key=lambda i: -slots(net, net.stored[i].rate))  # those that want most come first
+    count = [slots(net, net.stored[i].rate) for i in channels]
     first, bursts = (
-        "{" + ", ".join(f"24'd{getattr(r, k)}" for r in reversed(where)) + "}" for k in ("first", "bursts")
+        "{" + ", ".join(f"24'd{getattr(where[i], k)}" for i in reversed(channels)) + "}" for k in ("first", "bursts")
     )
+    each = ", ".join(f"8'd{c}" for c in reversed(count))
+    held = f".DEPTH({1 << (sum(count) - 1).bit_length()}), .MOST_SLOTS({count[0]}), .SLOTS({{{each}}})"
     head = [f"module {MODULE} (", "  input  logic clk, rst,", *ports(net)]
     for s in net.stored:
         w = s.stream
         head.append(f"  output logic [{w.width - 1}:0] {w.name}_d, output logic {w.name}_v, input logic {w.name}_r,")
-    bus = ", ".join(f".m_axi_{k}" for k in ("araddr", "arlen", "arvalid", "arready", "rdata", "rlast", "rvalid", "rready"))
+    bus = ", ".join(
+        f".m_axi_{k}" for k in ("araddr", "arlen", "arvalid", "arready", "rdata", "rlast", "rvalid", "rready")
+    )
     body = [
         f"  wire [{net.port_bits - 1}:0] beat; wire [{n - 1}:0] load, want;",
-        f"  dp_reader #(.N({n}), .PORT({net.port_bits}), .BURST({BURST}), .FIRST({first}), .BURSTS({bursts})) reader (.clk, .rst, .base, .go, {bus}, .beat, .load, .want);",
+        f"  dp_reader #(.N({n}), .PORT({net.port_bits}), .BURST({BURST}), .FIRST({first}), .BURSTS({bursts}), {held}) reader (.clk, .rst, .base, .go, {bus}, .beat, .load, .want);",
     ]
-    for i, (s, r) in enumerate(zip(net.stored, where, strict=True)):
+    for i, channel in enumerate(channels):
+        s, r = net.stored[channel], where[channel]
         w = s.stream
         body.append(
             f"  wire [{s.word_bits - 1}:0] word_{i}; assign {w.name}_d = word_{i}[{w.width - 1}:0];\n"

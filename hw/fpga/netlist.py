@@ -59,6 +59,7 @@ class Stored:
 
     stream: Stream
     words: list[int]
+    rate: float = 1  # bits a cycle
 
     @property
     def word_bits(self) -> int:
@@ -204,10 +205,10 @@ class Netlist:
         self.files[name] = "".join(f"{w & mask:0{digits}x}\n" for w in words)
         return name
 
-    def store(self, name: str, words: list[int], width: int, per_frame: int) -> Stream:
-        """A stream of words from memory off the chip, all of them `per_frame` times a frame."""
+    def store(self, name: str, words: list[int], width: int, per_frame: int, rate: float) -> Stream:
+        """A stream of words from memory off the chip, all of them `per_frame` times a frame, `rate` bits a cycle."""
         stream = Stream(name, 1, width, False, len(words) * per_frame)
-        self.stored.append(Stored(stream, words))
+        self.stored.append(Stored(stream, words, rate))
         return stream
 
     # ------------------------------------------------------------------ Verilog
@@ -265,7 +266,9 @@ class Netlist:
             )
         body = ["  logic rst;", "  always_ff @(posedge clk) rst <= !rst_n;"]
         joints = [i for i in self.instances if not i.layer]
-        crossing = {s.name: s for s in (*self.inputs, *(c.stream for c in self.stored))} | {s.name: s for i in joints for s in i.outputs}
+        crossing = {s.name: s for s in (*self.inputs, *(c.stream for c in self.stored))} | {
+            s.name: s for i in joints for s in i.outputs
+        }
         for layer in self.layers():
             crossing |= {s.name: s for s in self.ports(layer)[1]}
         body += [_wires(s) for s in crossing.values()]
@@ -306,7 +309,11 @@ def _tail(depth: int, width: int) -> int:
     """Words of a FIFO that stand in logic, where a few of them would take further block RAM."""
     for words in (2048, 1024, 512):
         rest = depth % words
-        if 1 < rest < depth and not memory_bram18(rest, width) and memory_bram18(depth - rest, width) < memory_bram18(depth, width):
+        if (
+            1 < rest < depth
+            and not memory_bram18(rest, width)
+            and memory_bram18(depth - rest, width) < memory_bram18(depth, width)
+        ):
             return rest
     return 0
 

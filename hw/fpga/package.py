@@ -27,7 +27,9 @@ def sha256(path: Path) -> str:
 
 def design_hash(chain: dict[str, str], net: Netlist) -> str:
     """One hash of the model's files and of the RTL with its memories."""
-    rtl = library.digest({**library.sources(net), **net.files, **({"memory.bin": memory.image(net).hex()} if net.stored else {})})
+    rtl = library.digest(
+        {**library.sources(net), **net.files, **({"memory.bin": memory.image(net).hex()} if net.stored else {})}
+    )
     return hashlib.sha256(json.dumps([sorted(chain.items()), rtl]).encode()).hexdigest()
 
 

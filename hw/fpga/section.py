@@ -10,6 +10,8 @@ import boards
 from deploy.report.sections import Bars, Flow, Scatter, Section, Table
 from hw.fpga.rebuilt import RECORD
 
+FORMS = {"lines": "delay lines", "serial": "serial", "stream": "weights from memory"}
+
 
 def _layers(record: dict[str, Any]) -> Table:
     rows = []
@@ -18,7 +20,7 @@ def _layers(record: dict[str, Any]) -> Table:
         c = r["cells"] or {}
         rows.append(
             (
-                r["label"], r["kind"], "x".join(map(str, r["shape"])), f"{'s' if r['signed'] else 'u'}{r['bits']}", f"{r['pe']} x {r['simd']}",
+                r["label"], r["kind"], "x".join(map(str, r["shape"])), f"{'s' if r['signed'] else 'u'}{r['bits']}", f"{r['pe']} x {r['simd']}" + (f", {FORMS[r['form']]}" if r["form"] else ""),
                 f"{r['cycles']:,}", f"{finn.get(r['name'], 0):,}" if finn.get(r["name"]) else "", c.get("lut", ""), c.get("ff", ""), c.get("dsp", ""), c.get("bram18", ""),
             )
         )  # fmt: skip
@@ -67,8 +69,19 @@ def _roofline(record: dict[str, Any]) -> Scatter:
             ("DDR", (xs[0], xs[1]), (xs[0] * bandwidth / 1e9, peak / 1e9)),
             (f"{board.dsp} multipliers, 2 products each, {record['clock_mhz']:g} MHz", (xs[1], max(xs[2], xs[1] * 2)), (peak / 1e9, peak / 1e9)),
         ),
-        f"weights stay on the chip; {done / peak:.0%} of the multipliers' limit (products in logic cells count as well)",
+        f"{_weights(record)}; {done / peak:.0%} of the multipliers' limit (products in logic cells count as well)",
     )  # fmt: skip
+
+
+def _weights(record: dict[str, Any]) -> str:
+    m = record["memory"]
+    if not m["channels"]:
+        return "weights stay on the chip"
+    rate = m["bits_per_cycle"] * record["clock_mhz"] / 8
+    return (
+        f"weights of {m['channels']} layers come from memory, {m['frame_bytes'] / 1e6:.2f} MB a frame, {rate:,.0f} MB/s, "
+        f"{m['bits_per_cycle'] / m['port_bits']:.0%} of the port; simulated with a memory that answers after 50 to 90 cycles"
+    )
 
 
 def section(folder: Path, manifest: dict[str, Any]) -> Section:

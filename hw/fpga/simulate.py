@@ -18,6 +18,7 @@ from hw.fpga.netlist import Netlist, axis_width
 
 STALL = 0.3
 SIZING_FRAMES = 4
+SIZING_RUNS = 3
 LEAST_DEPTH = 2
 
 
@@ -63,9 +64,7 @@ def _program(net: Netlist, work: Path, defines: tuple[str, ...]) -> Path:
         (run / name).write_text(text)
     if net.stored:
         (run / "memory.bin").write_bytes(memory.image(net))
-    return verilator.compile_sources(
-        files, "dataflow", verilator.main_source(net), work, defines=defines
-    )
+    return verilator.compile_sources(files, "dataflow", verilator.main_source(net), work, defines=defines)
 
 
 def _stream_in(program: Path, net: Netlist, values: Mapping[str, np.ndarray], work: Path, **how: Any) -> verilator.Run:
@@ -94,10 +93,19 @@ def size_fifos(graph: ir.Graph, folds: Mapping[str, Fold], target: Target, work:
     roomy = assemble(graph, folds, target, {i.name: 2 * i.outputs[0].beats + 16 for i in net.fifos()}, False)
     program = _program(roomy, work, ("DP_PROFILE",))
     first = roomy.inputs[0]
-    pace = max(1.0, predicted(roomy) / first.beats)
-    run = _stream_in(program, roomy, random_inputs(graph, SIZING_FRAMES, seed), work, pace=pace, seed=seed)
-    if run.stuck:
-        _explain(graph, roomy, random_inputs(graph, 2, seed), work / "stuck", "the design stops even with large FIFOs")
+    interval, frames = float(predicted(roomy)), SIZING_FRAMES
+    for _ in range(SIZING_RUNS):
+        pace = max(1.0, interval / first.beats)
+        run = _stream_in(program, roomy, random_inputs(graph, frames, seed), work, pace=pace, seed=seed)
+        if run.stuck:
+            _explain(
+                graph, roomy, random_inputs(graph, 2, seed), work / "stuck", "the design stops even with large FIFOs"
+            )
+        # a pipeline several frames deep needs as many frames to fill; one slower than predicted must not be pressed
+        needed = SIZING_FRAMES + int(run.first_frame / interval) - 1
+        if needed <= frames and run.interval <= 1.01 * interval:
+            break
+        interval, frames = max(interval, run.interval), max(needed, frames)
     return {name: max(LEAST_DEPTH, most) for name, most in run.fifo.items()}
 
 

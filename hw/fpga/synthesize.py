@@ -19,7 +19,7 @@ from boards.board import Board
 from deploy.artifact import write_file
 from deploy.errors import UserError
 from deploy.tools import Tool, run
-from hw.fpga import library
+from hw.fpga import library, memory
 from hw.fpga.netlist import Netlist
 
 FAMILIES = {"7-series": "xc7", "ultrascale+": "xcup", "ecp5": "ecp5"}
@@ -158,7 +158,7 @@ def synthesize_module(
 
 
 def by_layer(net: Netlist, board: Board, work: Path, jobs: int = 2) -> tuple[dict[str, Cells], int]:
-    """Cells of every layer out of context, '' being what joins them; how many came from the cache."""
+    """Cells of every layer out of context, '' being what joins them and reads memory; how many came from the cache."""
     family = FAMILIES[board.family]
     library.write(net, work)
     texts = library.sources(net)
@@ -178,6 +178,10 @@ def by_layer(net: Netlist, board: Board, work: Path, jobs: int = 2) -> tuple[dic
         rows = list(pool.map(one, net.layers()))
     found = {layer: cells for layer, cells, _ in rows}
     found[""] = _joints(net)
+    if net.stored:
+        own = {**library.module_files(list(memory.USES)), f"{memory.MODULE}.sv": texts[f"{memory.MODULE}.sv"]}
+        cells, _ = synthesize_module(net, [work / n for n in own], memory.MODULE, family, work, own)
+        found[""] += cells
     return found, sum(cached for *_, cached in rows)
 
 

@@ -195,7 +195,13 @@ def build_tcl(net: Netlist, board: Board, clock: float) -> str:
     lines.append(f"connect_bd_net [get_bd_pins ps/{ps['reset']}] [get_bd_pins reset/ext_reset_in]")
     lines += [
         f"connect_bd_net [get_bd_pins reset/peripheral_aresetn] [get_bd_pins {pin}]"
-        for pin in ("dma/axi_resetn", "control/aresetn", "memory/aresetn", "accelerator/aresetn", *(("constants/aresetn", "image/s_axi_aresetn") if stored else ()))
+        for pin in (
+            "dma/axi_resetn",
+            "control/aresetn",
+            "memory/aresetn",
+            "accelerator/aresetn",
+            *(("constants/aresetn", "image/s_axi_aresetn") if stored else ()),
+        )
     ]
     lines += [
         "assign_bd_address",

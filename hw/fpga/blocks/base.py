@@ -11,7 +11,6 @@ import numpy as np
 from hw.fpga import ir
 from hw.fpga.netlist import Netlist, Stream, memory_bram18
 
-
 MOST_TABLE_BITS = 1 << 14  # of a ROM in tables where block RAM is the alternative
 
 

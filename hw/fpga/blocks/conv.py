@@ -28,7 +28,9 @@ from hw.fpga.netlist import Netlist, Stream
 UNIT_LUT = 70  # of a matrix-vector or vector-vector unit beside products and accumulators
 LEAST_STREAM_BITS = 16_384  # of weights that are worth a stream from memory
 MOST_STREAM_WORD = 512  # bits
-MOST_STREAM_SHARE = 4  # part of the port for one channel: its bursts in hand then last longer than memory takes to answer
+MOST_STREAM_SHARE = (
+    4  # part of the port for one channel: its bursts in hand then last longer than memory takes to answer
+)
 STREAM_LUT = 180  # of a channel of the block that reads memory (dp_reader)
 MOST_WIDTH = 4096  # bits of a weight word, beyond which memories and routing stop making sense
 
@@ -100,7 +102,10 @@ class Conv:
         source = inputs[0]
         if channels != x.channels:
             source = net.resize(source, "dp_pad", x.channels, channels)
-        source = conform(net, source, fold.simd, x.bits, x.signed)
+        if fold.form == "stream":  # the FIFO holds a block of pixels in the beats in which they are loaded
+            source = net.buffer(net.cast(net.convert(source, fold.simd), x.bits, x.signed))
+        else:
+            source = conform(net, source, fold.simd, x.bits, x.signed)
         nf, sf = made // fold.pe, op.window.size * channels // fold.simd
         shape = (*x.shape[:2], channels)
         if op.bound:
@@ -134,8 +139,8 @@ class Conv:
         if fold.form == "stream":
             blocks = out.pixels // fold.pixels
             module, params = "dp_mvu_stream", {**params, "PIXELS": fold.pixels}
-            streams.append(net.store(f"{net.layer}_weights", pack_rows(words, wb), width, blocks))
-            cycles = _stream_cycles(out.pixels, fold.pixels, sf, nf)
+            streams.append(net.store(f"{net.layer}_weights", pack_rows(words, wb), width, blocks, fold.stream))
+            cycles = _stream_cycles(out.pixels, fold.pixels, sf, nf, fold.pe)
         else:
             params |= rom(net, f"{net.layer}_weights.mem", pack_rows(words, wb), width, fold.rom)
         product = net.add(
@@ -176,9 +181,10 @@ class Conv:
         )[0]
 
 
-def _stream_cycles(pixels: int, block: int, sf: int, nf: int) -> int:
-    """Cycles a frame of dp_mvu_stream: a block is computed, then sent while the next one is loaded."""
-    return pixels // block * (block * sf * nf + block * max(sf, nf) + 8)
+def _stream_cycles(pixels: int, block: int, sf: int, nf: int, pe: int) -> int:
+    """Cycles a frame of dp_mvu_stream: a block is computed, then sent while the next one is loaded. What reads it may take one
+    element a cycle."""
+    return pixels // block * (block * sf * nf + block * max(sf, nf * pe) + 8)
 
 
 def _stream_folds(layer: Layer, plain: Fold, wb: int, sf: int, nf: int, target: Target) -> list[Fold]:
@@ -195,7 +201,7 @@ def _stream_folds(layer: Layer, plain: Fold, wb: int, sf: int, nf: int, target: 
         for sizes in ((block * sf, plain.simd * x.bits), (block * nf, plain.pe * signed_bits(out.low, out.high))):
             # as much again in FIFOs: the next block comes, and the last one goes, while this one is computed
             bram, lut = bram + 2 * memory_bram18(*sizes), lut + 2 * memory_lut(*sizes)
-        cycles = max(plain.cycles, _stream_cycles(out.pixels, block, sf, nf))
+        cycles = max(plain.cycles, _stream_cycles(out.pixels, block, sf, nf, plain.pe))
         found.append(replace(plain, cycles=cycles, lut=lut, bram18=bram, form="stream", pixels=block, stream=rate))
     return found
 
@@ -220,7 +226,16 @@ def _deform_folds(op: ir.Conv, x: ir.Tensor, out: ir.Tensor, target: Target) -> 
                 products = 0 if dsp else taps * pe * _product_lut(wb, x.bits)
                 for kept, tables, memory in places(*weights, target):
                     found.append(
-                        Fold(pe, taps, dsp, cycles, lut + products + tables, taps * pe if dsp else 0, bram + memory, rom=kept)
+                        Fold(
+                            pe,
+                            taps,
+                            dsp,
+                            cycles,
+                            lut + products + tables,
+                            taps * pe if dsp else 0,
+                            bram + memory,
+                            rom=kept,
+                        )
                     )
     return found
 

@@ -8,7 +8,6 @@ from hw.fpga import ir
 from hw.fpga.blocks.base import Fold, Layer, Target, conform, divisors, pack, places, rom, signed_bits
 from hw.fpga.netlist import Netlist, Stream
 
-
 MOST_DIGIT = 4  # bits of a multiplier that the serial unit takes a cycle
 
 
@@ -70,7 +69,17 @@ def _build_serial(net: Netlist, layer: Layer, op: ir.Scale, fold: Fold, stream: 
         params |= rom(net, f"{net.layer}_constants.mem", [pack([v], width) for v in pairs.reshape(-1)], width, fold.rom)
     source = conform(net, stream, 1, x.bits, x.signed)
     steps = max(2, -(-m // fold.simd))
-    return net.add("dp_scale_serial", params, [source], 1, out.bits, out.signed, out.size, cycles=out.size * steps, tensor=layer.node.output)[0]
+    return net.add(
+        "dp_scale_serial",
+        params,
+        [source],
+        1,
+        out.bits,
+        out.signed,
+        out.size,
+        cycles=out.size * steps,
+        tensor=layer.node.output,
+    )[0]
 
 
 class Requant:

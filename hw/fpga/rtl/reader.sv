@@ -1,12 +1,14 @@
 // Reads constants from memory for N channels through one AXI4 read port: every channel's region over and over, ahead of
-// what is wanted. A region is a whole number of bursts. Beats wait in one block RAM, SLOTS bursts a channel, and go to whichever
-// channel wants one.
+// what is wanted. A region is a whole number of bursts. Beats wait in one block RAM, SLOTS[i] bursts of channel i (powers of two,
+// none larger than the one before), and go to whichever channel wants one; the first channels come first.
 // Space is reserved before a burst is asked for, so `rready` is always 1 and no channel can hold up another.
 module dp_reader #(
   parameter int N = 2,
   parameter int PORT = 128,          // bits of a beat
   parameter int BURST = 8,           // beats of a burst
-  parameter int SLOTS = 4,           // bursts in hand, per channel (a power of two)
+  parameter int DEPTH = 8,           // of all slots together, or more: a power of two
+  parameter int MOST_SLOTS = 4,
+  parameter logic [N-1:0][7:0] SLOTS = {N{8'd4}},  // bursts in hand
   parameter logic [N-1:0][23:0] FIRST = '0,   // first burst of every channel's region, from `base`
   parameter logic [N-1:0][23:0] BURSTS = '1   // how many it has
 ) (
@@ -18,8 +20,8 @@ module dp_reader #(
   output logic [PORT-1:0] beat, output logic [N-1:0] load,  // a beat for one channel
   input  logic [N-1:0] want                                 // which channels have room for one
 );
-  localparam int CW = N > 1 ? $clog2(N) : 1, BW = $clog2(BURST), SW = $clog2(SLOTS), BYTES = $clog2(BURST * PORT / 8);
-  localparam int MOST = 16, OW = $clog2(MOST);              // bursts on their way
+  localparam int CW = N > 1 ? $clog2(N) : 1, BW = $clog2(BURST), SW = $clog2(MOST_SLOTS), DW = $clog2(DEPTH), BYTES = $clog2(BURST * PORT / 8);
+  localparam int MOST = 16, OW = $clog2(MOST); // bursts on their way
   typedef logic [CW-1:0] channel_t;
 
   function automatic channel_t first_of(input logic [N-1:0] set);
@@ -27,14 +29,23 @@ module dp_reader #(
     for (int i = N - 1; i >= 0; i--) if (set[i]) first_of = channel_t'(i);
   endfunction
 
+  function automatic int slots_before(input int channel);
+    slots_before = 0;
+    for (int i = 0; i < channel; i++) slots_before += int'(SLOTS[i]);
+  endfunction
+
   // ---- slots of a burst each per channel: taken (asked for or full), and which are full
   logic [N-1:0][SW:0] taken, full;
   logic [N-1:0][SW-1:0] write_slot, read_slot;
   logic [N-1:0][BW-1:0] read_beat;
   logic [N-1:0] room, held;
+  wire [N-1:0][DW-1:0] write_at, read_at; // slots in the memory
   for (genvar i = 0; i < N; i++) begin : g_state
-    assign room[i] = taken[i] != (SW+1)'(SLOTS);
+    localparam int BEFORE = slots_before(i);
+    assign room[i] = taken[i] != (SW+1)'(SLOTS[i]);
     assign held[i] = full[i] != '0;
+    assign write_at[i] = DW'(BEFORE) | DW'(write_slot[i]);
+    assign read_at[i] = DW'(BEFORE) | DW'(read_slot[i]);
   end
 
   // ---- requests: choose, look up, ask
@@ -60,7 +71,7 @@ module dp_reader #(
   assign from = order[order_out];
   logic [BW-1:0] beat_in;
   wire whole = got && beat_in == BW'(BURST-1);
-  (* ram_style = "block", no_rw_check *) logic [PORT-1:0] mem [2**(CW+SW+BW)];
+  (* ram_style = "block", no_rw_check *) logic [PORT-1:0] mem [DEPTH * BURST];
 
   // ---- beats to the channels
   wire [N-1:0] able = want & held & ~load;
@@ -68,8 +79,8 @@ module dp_reader #(
   wire give = |able;
   wire done = give && read_beat[to] == BW'(BURST-1);
   always_ff @(posedge clk) begin
-    if (got) mem[{from, write_slot[from], beat_in}] <= m_axi_rdata;
-    if (give) beat <= mem[{to, read_slot[to], read_beat[to]}];
+    if (got) mem[{write_at[from], beat_in}] <= m_axi_rdata;
+    if (give) beat <= mem[{read_at[to], read_beat[to]}];
     if (choose) who <= first_of(room);
     if (chosen) begin
       at <= FIRST[who] + now;
@@ -93,9 +104,9 @@ module dp_reader #(
       for (int i = 0; i < N; i++) begin
         taken[i] <= taken[i] + (SW+1)'(chosen && who == channel_t'(i)) - (SW+1)'(done && to == channel_t'(i));
         full[i] <= full[i] + (SW+1)'(whole && from == channel_t'(i)) - (SW+1)'(done && to == channel_t'(i));
-        if (whole && from == channel_t'(i)) write_slot[i] <= write_slot[i] + 1'b1;
+        if (whole && from == channel_t'(i)) write_slot[i] <= (write_slot[i] + 1'b1) & SW'(SLOTS[i] - 1'b1);
         if (give && to == channel_t'(i)) read_beat[i] <= done ? '0 : read_beat[i] + 1'b1;
-        if (done && to == channel_t'(i)) read_slot[i] <= read_slot[i] + 1'b1;
+        if (done && to == channel_t'(i)) read_slot[i] <= (read_slot[i] + 1'b1) & SW'(SLOTS[i] - 1'b1);
       end
     end
   end

