@@ -52,6 +52,7 @@ from hw.fpga.netlist import Netlist
 from hw.fpga.rebuilt import RECORD
 
 log = logging.getLogger(__name__)
+SQUEEZE = 0.95  # of the part's block RAM, by estimate, from which FIFOs are made smaller
 RETRIES = 2  # further searches where a design does not fit
 STATUS = ("rtl_generated", "rtl_verified", "netlist_verified", "bitstream_built", "tested_on_board")
 
@@ -128,14 +129,28 @@ def _accuracy(
     }
 
 
-def design(graph: ir.Graph, board: Board, folds: dict[str, fold.Fold], config: BuildConfig, work: Path) -> Netlist:
-    """The netlist with its FIFOs sized."""
+def design(
+    graph: ir.Graph,
+    board: Board,
+    folds: dict[str, fold.Fold],
+    config: BuildConfig,
+    work: Path,
+    interval: int | None = None,
+) -> Netlist:
+    """The netlist with its FIFOs sized; smaller ones, as fast as asked, where block RAM would not suffice."""
     target = fold.target_of(board)
     if config.fifo_depth:
         net = assemble(graph, folds, target)
         return assemble(graph, folds, target, {i.name: config.fifo_depth for i in net.fifos()})
     log.info("build: sizing FIFOs by simulation")
-    return assemble(graph, folds, target, simulate.size_fifos(graph, folds, target, work, config.seed))
+    depths = simulate.size_fifos(graph, folds, target, work / "size", config.seed)
+    net = assemble(graph, folds, target, depths)
+    if sum(f.bram18 for f in folds.values()) + simulate.fifo_blocks(net) > SQUEEZE * board.bram18:
+        log.info("build: FIFOs with less block RAM")
+        limit = max(interval or 0, 1.02 * simulate.predicted(net))
+        small = simulate.squeeze_fifos(graph, folds, target, depths, limit, work / "squeeze", config.seed)
+        net = assemble(graph, folds, target, small) if small else net
+    return net
 
 
 @dataclass(frozen=True)
@@ -157,7 +172,7 @@ def _prove(
     that much less to spend, at most twice."""
     budget = found.budget
     for again in range(RETRIES + 1):
-        net = design(graph, board, found.folds, config, work / f"size{again}")
+        net = design(graph, board, found.folds, config, work / f"design{again}", interval)
         with ThreadPoolExecutor(1) as pool:
             counting = None
             if config.utilization:

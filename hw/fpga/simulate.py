@@ -14,11 +14,12 @@ from deploy.errors import BoundError
 from hw.fpga import ir, library, memory, reference, verilator, words
 from hw.fpga.assemble import assemble
 from hw.fpga.blocks.base import Fold, Target
-from hw.fpga.netlist import Netlist, axis_width
+from hw.fpga.netlist import Netlist, axis_width, memory_bram18
 
 STALL = 0.3
 SIZING_FRAMES = 4
 SIZING_RUNS = 3
+SQUEEZE_FRAMES = 8
 LEAST_DEPTH = 2
 
 
@@ -107,6 +108,43 @@ def size_fifos(graph: ir.Graph, folds: Mapping[str, Fold], target: Target, work:
             break
         interval, frames = max(interval, run.interval), max(needed, frames)
     return {name: max(LEAST_DEPTH, most) for name, most in run.fifo.items()}
+
+
+def fifo_blocks(net: Netlist) -> float:
+    """18-kilobit blocks of all FIFOs, estimated."""
+    widths = ((i.params, int(i.params["DEPTH"]) - int(i.params.get("TAIL", 0))) for i in net.fifos())
+    return sum(memory_bram18(depth, int(params["WIDTH"])) for params, depth in widths)
+
+
+def squeezed(graph: ir.Graph, folds: Mapping[str, Fold], net: Netlist) -> dict[str, int]:
+    """Depths without block RAM wherever waiting is harmless: in front of layers that read one stream which nobody else reads
+    (those that hold a block of pixels keep one block). Where paths part and join again the depth stays."""
+    nodes, depths = {n.name: n for n in graph.nodes}, {}
+    for fifo in net.fifos():
+        depths[fifo.name] = held = int(fifo.params["DEPTH"])
+        node = nodes.get(fifo.layer)
+        if node is None or len(node.inputs) > 1 or graph.uses(node.inputs[0]) > 1:
+            continue
+        fold, x = folds[node.name], graph.tensors[node.inputs[0]]
+        block = fold.pixels * -(-x.channels // fold.simd) if fold.form == "stream" else 0
+        depths[fifo.name] = min(held, max(64, 2048 // int(fifo.params["WIDTH"]), block))
+    return depths
+
+
+def squeeze_fifos(
+    graph: ir.Graph,
+    folds: Mapping[str, Fold],
+    target: Target,
+    depths: Mapping[str, int],
+    limit: float,
+    work: Path,
+    seed: int = 0,
+) -> dict[str, int] | None:
+    """Smaller FIFOs, proven by simulation to run at no more than `limit` cycles a frame; None where they do not."""
+    small = squeezed(graph, folds, assemble(graph, folds, target, depths))
+    net = assemble(graph, folds, target, small)
+    run = _stream_in(_program(net, work, ()), net, random_inputs(graph, SQUEEZE_FRAMES, seed), work, seed=seed)
+    return None if run.stuck or run.interval > limit else small
 
 
 def compare(graph: ir.Graph, net: Netlist, run: verilator.Run, want: Mapping[str, np.ndarray]) -> int:
