@@ -18,7 +18,7 @@ from hw.fpga.blocks import blocks
 from hw.fpga.blocks.base import Fold, Target
 
 # of LUT, DSP, block RAM, and of the bits a cycle of one memory port (by weights that are not on the chip)
-USABLE, FULL = (0.70, 0.95, 0.90, 0.75), (0.95, 0.97, 0.79, 0.75)
+USABLE, FULL = (0.70, 0.95, 0.90, 0.75), (0.92, 0.97, 0.84, 0.75)
 TURNS = 300  # of the prices
 LUT4_PER_LUT6 = 1.7  # cells of the smaller kind for the same logic (the MVU at 4x8 bit: 3,379 and 2,094)
 
