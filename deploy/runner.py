@@ -69,7 +69,7 @@ def execute(stage: Stage, config: Any) -> Finished:
     hashes = {name: artifact.hash_input(path) for name, path in inputs.items()}
     used = artifact.versions(stage.packages, stage.machine)
     key = artifact.identity(stage.name, settings_of(config, inputs), hashes, used)
-    manifest = artifact.reusable(target, key)
+    manifest = None if stage.fleeting(config) else artifact.reusable(target, key)
     if manifest is not None:
         log.info("%s: %s is up to date, reused", stage.name, target)
         return Finished(target, manifest, True)

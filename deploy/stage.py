@@ -78,6 +78,7 @@ class Stage:
     packages: tuple[str, ...] = ()
     machine: bool = False  # the result depends on this computer, so another one does not reuse it
     requirements: tuple[Requirement, ...] = ()
+    fleeting: Callable[[Any], bool] = lambda config: False  # its input is gone afterwards (a camera): nothing to reuse
 
 
 def lazy(target: str) -> Callable[..., Any]:

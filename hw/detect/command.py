@@ -15,14 +15,18 @@ def inputs(config: DetectConfig) -> dict[str, Path]:
         raise UserError(
             "MODEL is missing: give a detector's export folder, for example: deploy detect export --images photos"
         )
-    if not config.images:
-        raise UserError("--images is missing: give an image or a folder of images")
-    return {"model": Path(config.model), "images": Path(config.images)}
+    if bool(config.images) == bool(config.camera):
+        problem = "--images and --camera exclude each other" if config.images else "--images is missing"
+        raise UserError(f"{problem}: give an image or a folder of images, or a camera")
+    model = {"model": Path(config.model)}
+    if config.camera:
+        return model | ({"camera": Path(config.camera)} if Path(config.camera).is_file() else {})
+    return model | {"images": Path(config.images)}
 
 
 def plan(config: DetectConfig) -> list[str]:
     return [
-        f"run {config.model} on {config.images} ({config.engine})",
+        f"run {config.model} on {config.images or config.camera} ({config.engine})",
         f"keep at most {config.most} peaks an image with a score of at least {config.least:g}",
         f"write boxes and drawn images to {config.output}",
     ]
@@ -45,5 +49,6 @@ DETECT = Stage(
     section=lazy("hw.detect.stage:section"),
     order=60,
     in_chain=False,
+    fleeting=lambda config: bool(config.camera) and not Path(config.camera).is_file(),
     packages=("onnx", "onnxruntime", "numpy", "pillow"),
 )

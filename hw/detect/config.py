@@ -13,6 +13,7 @@ class DetectConfig:
 
     model: str = argument("export folder of a detector (deploy:codenet)", "")
     images: str = option("", "an image, or a folder of images")
+    camera: str = option("", "in place of --images: number of a camera, or a video file or stream")
     output: str = option("detect", "folder to write", short="-o", identity=False)
     engine: str = option(
         "onnxruntime",
@@ -22,5 +23,5 @@ class DetectConfig:
     names: str = option("", "names of the classes, separated by commas")
     least: float = option(0.3, "least score of a box", low=0, high=1)
     most: int = option(100, "boxes per image at most", low=1)
-    limit: int = option(50, "images at most, in the order of their names", low=1)
+    limit: int = option(50, "images at most, in the order of their names, or frames of --camera", low=1)
     seed: int = option(0, "not used; every stage has one", low=0, high=2**63 - 1)

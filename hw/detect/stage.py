@@ -8,51 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageDraw
 
 from compress.codenet.decode import STRIDE, Detections, decode
 from deploy.arch import Preprocess
-from deploy.data import IMAGE_SUFFIXES
 from deploy.errors import UserError
 from deploy.inputs import InputSpec
-from deploy.progress import track
 from deploy.report.sections import Picture, Section, Table
 from export import onnxfile, parity
 from export.stage import FLOAT, QONNX, RUNTIME, read_record
+from hw.detect import source
 from hw.detect.config import DetectConfig
 
 RECORD, DRAWN, SHOWN = "detections.json", "drawn", 6
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#0aa", "#b58900", "#c2185b", "#607d8b", "#795548")
-
-
-def files_of(source: Path, limit: int, output: Path) -> list[Path]:
-    """The images to look at, without those that an earlier run drew. Raises UserError where there are none."""
-    if source.is_file():
-        return [source]
-    own = output.resolve()
-    found = sorted(
-        p
-        for p in (source.rglob("*") if source.is_dir() else ())
-        if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file() and not p.resolve().is_relative_to(own)
-    )
-    if not found:
-        raise UserError(
-            f"--images {source} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}); give an image or a folder"
-        )
-    return found[:limit]
-
-
-def read(path: Path) -> Image.Image:
-    """An image in RGB. Raises UserError where it is none."""
-    try:
-        with Image.open(path) as opened:
-            if opened.mode in ("I;16", "I;16B", "I", "F"):  # 16 bits, or floats: PIL would cut them off at 255
-                values = np.asarray(opened, np.float32)
-                top = max(255.0, 65535.0 if values.max() > 255 else 255.0)
-                opened = Image.fromarray((values.clip(0, top) * (255 / top)).astype(np.uint8))
-            return opened.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"the image {path} cannot be read ({str(error)[:80]}); remove or replace it") from None
 
 
 def engine(folder: Path, name: str, spec: InputSpec) -> Callable[[np.ndarray], np.ndarray]:
@@ -124,24 +93,21 @@ def draw(image: Image.Image, found: Detections, names: list[str]) -> Image.Image
 
 def run_stage(config: DetectConfig, folder: Path) -> dict[str, Any]:
     """Write detections.json and drawn/ into `folder`; returns the summary."""
-    source = Path(config.model)
-    record = read_record(source)
+    model = Path(config.model)
+    record = read_record(model)
     specs = [InputSpec.from_json(r) for r in record["inputs"]]
     if len(specs) != 1 or len(specs[0].shape) != 4 or specs[0].shape[1] != 3 or specs[0].shape[2] != specs[0].shape[3]:
-        raise UserError(f"{source} does not take one square colour image; detect wants a deploy:codenet detector")
+        raise UserError(f"{model} does not take one square colour image; detect wants a deploy:codenet detector")
     preprocess = Preprocess.from_json(record["preprocess"])
     given = [n.strip() for n in config.names.split(",")] if config.names else []
-    run = engine(source, config.engine, specs[0])
+    run = engine(model, config.engine, specs[0])
     (folder / DRAWN).mkdir()
     rows: dict[str, dict[str, Any]] = {}
-    files = files_of(Path(config.images), config.limit, Path(config.output))
-    for path in track(files, "detecting"):
-        image = read(path)
+    for name, image in source.pictures(config):
         found = find(run, image, specs[0], preprocess, config)
         most = int(found.labels.max(initial=-1)) + 1
         names = [*given, *(f"class {k}" for k in range(len(given), most))]
-        name = str(path.relative_to(config.images)) if path != Path(config.images) else path.name
-        drawing = f"{DRAWN}/{len(rows):03d}-{path.stem}.png"
+        drawing = f"{DRAWN}/{len(rows):03d}-{Path(name).stem}.png"
         found_boxes = [
             {
                 "box": [round(float(v), 1) for v in box],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -58,11 +59,31 @@ def test_boxes_are_in_the_images_own_pixels(exported: Path, tmp_path: Path) -> N
     assert np.abs(best[0] - 3 * best[1]).max() <= 12
 
 
+def test_frames_of_a_video(exported: Path, tmp_path: Path) -> None:
+    """What a camera sends, from a video file: every frame, at most --limit, the boxes of the images that it shows."""
+    writer = cv2.VideoWriter(str(tmp_path / "film.avi"), cv2.VideoWriter.fourcc(*"MPNG"), 5, (128, 128))
+    for name in ("0", "1", "2"):
+        image = Image.open(EXAMPLE / "images" / f"{name}.png").convert("RGB")
+        writer.write(np.ascontiguousarray(np.asarray(image)[..., ::-1]))
+    writer.release()
+    argv = ["detect", str(exported), "--camera", str(tmp_path / "film.avi"), "-q"]
+    assert deploy([*argv, "-o", str(tmp_path / "film")]) == 0
+    assert deploy([*argv, "--limit", "2", "-o", str(tmp_path / "two")]) == 0
+    images = ["detect", str(exported), "--images", str(EXAMPLE / "images"), "-q", "-o", str(tmp_path / "images")]
+    assert deploy(images) == 0
+    film, still = boxes(tmp_path / "film"), boxes(tmp_path / "images")
+    assert list(film) == ["frame-00000", "frame-00001", "frame-00002"] and len(boxes(tmp_path / "two")) == 2
+    assert [film[f"frame-0000{k}"] for k in range(3)] == [still[f"{k}.png"] for k in range(3)]  # the video has no loss
+    assert film["frame-00001"]
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["detect"], "MODEL is missing"),
         (["detect", "{e}"], "--images is missing"),
+        (["detect", "{e}", "--images", "{i}", "--camera", "0"], "exclude each other"),
+        (["detect", "{e}", "--camera", "{t}/none.avi"], "gives no frame"),
         (["detect", "{e}", "--images", "{t}"], "holds no images"),
         (["detect", "{t}", "--images", "{i}"], "is no export folder"),
         (["detect", "{e}", "--images", "{t}/broken.png"], "cannot be read"),
