@@ -5,7 +5,7 @@
     python bench/codenet.py block                                               -> bench/codenet_block.json
     python bench/codenet.py latency                                             -> bench/codenet_latency.json
     python bench/codenet.py fabric                                              -> bench/codenet_fabric.json
-    python bench/codenet.py quantize [--seeds 1]                                -> bench/codenet_quantize.json
+    python bench/codenet.py quantize [--first 0] [--seeds 3]                                -> bench/codenet_quantize.json
 
 block: the deformable depthwise layer in hardware beside a plain one of the same size and folds: cycles simulated (Verilator,
 bit-exact, random distances), cells counted (Yosys, ultra96).
@@ -154,7 +154,10 @@ def block(args: argparse.Namespace) -> None:
         for name, graph in (("plain", plain), ("deformable", deform)):
             target = fold.target_of(board)
             folds = blocks()["Conv"].folds(layer_of(graph, graph.nodes[0]), target)
-            chosen = next(f for f in folds if (f.pe, f.simd, f.dsp) == (pe, taps, False))
+            form = "lines" if name == "plain" and taps > 1 else ""
+            chosen = next(
+                f for f in folds if (f.pe, f.simd, f.dsp, f.form) == (pe, taps, False, form) and f.rom != "lut"
+            )
             with tempfile.TemporaryDirectory() as work:
                 net = assemble(graph, {"y": chosen}, target, {})
                 inputs = simulate.random_inputs(graph, 3, 1)
@@ -301,7 +304,9 @@ def quantize(args: argparse.Namespace) -> None:
     x = normalise([s.image for s in training])
     batches = [Batch((v.numpy(),)) for v in x.split(50)]
     pixels = normalise([s.image for s in test]).numpy()
-    for seed in range(args.seeds):
+    path = BENCH / "codenet_quantize.json"
+    rows = [r for r in (json.loads(path.read_text())["rows"] if path.is_file() else []) if r["seed"] < args.first]
+    for seed in range(args.first, args.seeds):
         net = codenet("small", CLASSES)
         load_model(net, str(weights_file("deform", seed)))
         net.eval()
@@ -332,7 +337,8 @@ def quantize(args: argparse.Namespace) -> None:
             measured, _ = simulate.verify(graph, design, reference.quantize(graph, [pixels[:6]]), Path(work) / "sim", 0)
         row["rtl"] = {"images": 6, **measured.to_json(), "estimate": {"lut": round(folding.lut), "dsp": folding.dsp, "bram18": folding.bram18, "fits": folding.fits}}  # fmt: skip
         print(row["rtl"], flush=True)
-        save("codenet_quantize", {**stamp(), "train": 4000, "test": TEST, "rows": [row]})
+        rows.append(row)
+        save("codenet_quantize", {**stamp(), "train": 4000, "test": TEST, "rows": rows})
 
 
 def main() -> None:
@@ -340,6 +346,7 @@ def main() -> None:
     parser.add_argument("what", choices=("example", "ladder", "block", "fabric", "quantize", "latency"))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="quantize: first seed; rows of those before it are kept")
     parser.add_argument("--operators", default="")
     parser.add_argument("--samples", type=int, default=200)
     args = parser.parse_args()

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import boards
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -182,15 +184,15 @@ def ladder() -> str:
 
 
 def codenet() -> str:
-    body = []
-    for r in _load("codenet_quantize")["rows"]:
-        names = {"float": "float", "ptq": "W4A8, post-training", "qat": "W4A8, fine-tuned (2 epochs of distillation)", "onnxruntime": "the same, ONNX Runtime's integers", "integer reference": "the same, integers of the hardware"}  # fmt: skip
-        body += [[label, *(f"{r[key][k]:.2f}" for k in ("AP", "AP50", "AP75"))] for key, label in names.items()]
-        rtl, last = r["rtl"], body[-1]
-    note = f"RTL (Verilator): {rtl['frames']} images, {rtl['integers']:,} integers equal, {rtl['interval']:,.0f} cycles a frame ({rtl['predicted']:,} predicted)."
-    return (
-        _table(["deformable network, 1,000 test canvases", "AP", "AP50", "AP75"], body) + f"\n\n{note}" if last else ""
-    )
+    rows = _load("codenet_quantize")["rows"]
+    names = {"float": "float", "ptq": "W4A8, post-training", "qat": "W4A8, fine-tuned (2 epochs of distillation)", "onnxruntime": "the same, ONNX Runtime's integers", "integer reference": "the same, integers of the hardware"}  # fmt: skip
+    body = [
+        [label, *(_spread([s[key][k] for s in rows], 2) for k in ("AP", "AP50", "AP75"))] for key, label in names.items()
+    ]
+    rtl = [r["rtl"] for r in rows]
+    frames, integers = (sum(t[k] for t in rtl) for k in ("frames", "integers"))
+    note = f"{len(rows)} seed{'s' if len(rows) > 1 else ''}. RTL (Verilator): {frames} images, {integers:,} integers equal, {rtl[-1]['interval']:,.0f} cycles a frame ({rtl[-1]['predicted']:,} predicted)."
+    return _table(["deformable network, 1,000 test canvases", "AP", "AP50", "AP75"], body) + f"\n\n{note}"
 
 
 def trees() -> str:
@@ -209,6 +211,40 @@ def block() -> str:
     return _table(["layer", "cycles, deformable / plain", "ratio", "LUT", "ratio", "BRAM18"], body)
 
 
+def fabric() -> str:
+    """Configuration a in the fabric, measured, beside the paper's accelerator; the others by the folding model."""
+    data = _load("codenet_fabric")
+    a, paper = data["a"], data["paper_fps"]
+    c, m, share = a["cells"], a["measured"], a["share"]
+    peak = boards.get("ultra96").dsp * 2 * a["clock_mhz"] / 1e3
+    rate = a["fps"] * a["gmacs"]
+    body = [
+        ["frames/s", f"{paper['a']}", f"**{a['fps']:.1f}** ({a['fps'] / paper['a']:.1f}x)"],
+        ["clock", "250 MHz", f"{a['clock_mhz']:.0f} MHz (assumed)"],
+        ["GMAC/s", f"{paper['a'] * a['gmacs']:.1f}", f"{rate:.1f}"],
+        ["share of the chip's limit (360 multipliers, two products each)", f"{paper['a'] * a['gmacs'] / (360 * 2 * 0.25):.0%}", f"{rate / peak:.0%}"],
+        ["LUT", "34,144 (48 %)", f"{c['lut']:,} ({share['lut']:.0%})"],
+        ["FF", "41,827 (30 %)", f"{c['ff']:,} ({share['ff']:.0%})"],
+        ["BRAM36", "216 (100 %)", f"{c['bram18'] / 2:g} ({share['bram18']:.0%})"],
+        ["DSP", "360 (100 %)", f"{c['dsp']} ({share['dsp']:.0%})"],
+        ["stem, split, concatenation, shuffle, upsampling", "on the processor", "in the fabric"],
+    ]  # fmt: skip
+    mem = a["memory"]
+    note = (
+        f"Simulated: {m['frames']} frames, {m['integers']:,} integers equal to the reference, with and without random stalls; {m['interval']:,.0f} cycles a frame "
+        f"({m['predicted']:,} predicted), first frame {m['first_frame']:,}. Weights of {mem['channels']} layers come from memory: {mem['frame_bytes'] / 1e6:.2f} MB a frame, "
+        f"{mem['bits_per_cycle'] * a['clock_mhz'] / 8:,.0f} MB/s, {mem['bits_per_cycle'] / mem['port_bits']:.0%} of one 128-bit port."
+    )
+    rows = [[r["config"], f"{r['gmacs']:.2f}", f"{paper[r['config']]}", f"{r['fps']:.1f}", f"{r['fps'] / paper[r['config']]:.1f}x", f"{r['lut']:,}", str(r["dsp"]), f"{r['bram18']:g}"] for r in data["model"]]  # fmt: skip
+    return (
+        _table(["configuration a, 256 x 256, Ultra96", "paper (Vivado)", "here (post-synthesis, Yosys)"], body)
+        + f"\n\n{note}\n\n"
+        + _table(
+            ["configuration", "GMAC", "frames/s, paper", "by the folding model", "ratio", "LUT", "DSP", "BRAM18"], rows
+        )
+    )
+
+
 def deform_latency() -> str:
     data, body = _load("codenet_latency"), []
     for r in data["rows"]:
@@ -218,7 +254,7 @@ def deform_latency() -> str:
 
 
 TABLES = {
-    "ladder": ladder, "codenet": codenet, "trees": trees, "block": block, "deform-latency": deform_latency,
+    "ladder": ladder, "codenet": codenet, "trees": trees, "block": block, "deform-latency": deform_latency, "fabric": fabric,
     "stability": stability, "finetune": finetune, "mixed": mixed, "convbn": convbn, "fashion": fashion, "mobilenet": mobilenet, "speed": speed, "cost": cost, "fpga": fpga,
 }  # fmt: skip
 
