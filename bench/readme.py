@@ -187,7 +187,8 @@ def codenet() -> str:
     rows = _load("codenet_quantize")["rows"]
     names = {"float": "float", "ptq": "W4A8, post-training", "qat": "W4A8, fine-tuned (2 epochs of distillation)", "onnxruntime": "the same, ONNX Runtime's integers", "integer reference": "the same, integers of the hardware"}  # fmt: skip
     body = [
-        [label, *(_spread([s[key][k] for s in rows], 2) for k in ("AP", "AP50", "AP75"))] for key, label in names.items()
+        [label, *(_spread([s[key][k] for s in rows], 2) for k in ("AP", "AP50", "AP75"))]
+        for key, label in names.items()
     ]
     rtl = [r["rtl"] for r in rows]
     frames, integers = (sum(t[k] for t in rtl) for k in ("frames", "integers"))

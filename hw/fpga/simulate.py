@@ -116,9 +116,10 @@ def fifo_blocks(net: Netlist) -> float:
     return sum(memory_bram18(depth, int(params["WIDTH"])) for params, depth in widths)
 
 
-def squeezed(graph: ir.Graph, folds: Mapping[str, Fold], net: Netlist) -> dict[str, int]:
-    """Depths without block RAM wherever waiting is harmless: in front of layers that read one stream which nobody else reads
-    (those that hold a block of pixels keep one block). Where paths part and join again the depth stays."""
+def squeezed(graph: ir.Graph, folds: Mapping[str, Fold], net: Netlist, least: int = 0) -> dict[str, int]:
+    """Smaller depths wherever waiting is harmless: in front of layers that read one stream which nobody else reads (those that
+    hold a block of pixels keep one block). Where paths part and join again the depth stays. least 0: no block RAM at all;
+    else FIFOs of at least so many blocks give up a third."""
     nodes, depths = {n.name: n for n in graph.nodes}, {}
     for fifo in net.fifos():
         depths[fifo.name] = held = int(fifo.params["DEPTH"])
@@ -127,7 +128,11 @@ def squeezed(graph: ir.Graph, folds: Mapping[str, Fold], net: Netlist) -> dict[s
             continue
         fold, x = folds[node.name], graph.tensors[node.inputs[0]]
         block = fold.pixels * -(-x.channels // fold.simd) if fold.form == "stream" else 0
-        depths[fifo.name] = min(held, max(64, 2048 // int(fifo.params["WIDTH"]), block))
+        width = int(fifo.params["WIDTH"])
+        if not least:
+            depths[fifo.name] = min(held, max(64, 2048 // width, block))
+        elif memory_bram18(held, width) >= least:
+            depths[fifo.name] = min(held, max(2 * held // 3 // 512 * 512, block))
     return depths
 
 
@@ -141,10 +146,14 @@ def squeeze_fifos(
     seed: int = 0,
 ) -> dict[str, int] | None:
     """Smaller FIFOs, proven by simulation to run at no more than `limit` cycles a frame; None where they do not."""
-    small = squeezed(graph, folds, assemble(graph, folds, target, depths))
-    net = assemble(graph, folds, target, small)
-    run = _stream_in(_program(net, work, ()), net, random_inputs(graph, SQUEEZE_FRAMES, seed), work, seed=seed)
-    return None if run.stuck or run.interval > limit else small
+    for least in (0, 3):
+        small = squeezed(graph, folds, assemble(graph, folds, target, depths), least)
+        net = assemble(graph, folds, target, small)
+        place = work / str(least)
+        run = _stream_in(_program(net, place, ()), net, random_inputs(graph, SQUEEZE_FRAMES, seed), place, seed=seed)
+        if not run.stuck and run.interval <= limit:
+            return small
+    return None
 
 
 def compare(graph: ir.Graph, net: Netlist, run: verilator.Run, want: Mapping[str, np.ndarray]) -> int:

@@ -14,7 +14,7 @@ from hw.fpga import finn_estimate, ir, library, verilator
 from hw.fpga.assemble import layer_of
 from hw.fpga.blocks import blocks
 from hw.fpga.blocks.base import Target
-from hw.fpga.netlist import Stream
+from hw.fpga.netlist import Netlist, Stream
 
 WORDS = 4000
 DUT = """module dut (input logic clk, rst_n, input logic [7:0] s_axis_0_tdata, input logic s_axis_0_tvalid, output logic s_axis_0_tready,
@@ -38,9 +38,9 @@ def _finn_mvu(work: Path, fixed: bool) -> int:
         (work / f"{name}.sv").write_text(text)
         files.append(work / f"{name}.sv")
     (work / "dut.sv").write_text(DUT)
-    sides = [Stream("s", 1, 8, False, WORDS)], [Stream("m", 1, 16, True, WORDS)]
+    net = Netlist(inputs=[Stream("s", 1, 8, False, WORDS)], outputs=[Stream("m", 1, 16, True, WORDS)])
     program = verilator.compile_sources(
-        [*files, work / "dut.sv"], "dut", verilator.main_source(*sides), work, extra=("--no-assert",)
+        [*files, work / "dut.sv"], "dut", verilator.main_source(net), work, extra=("--no-assert",)
     )
     values = [int(v) for v in np.random.default_rng(0).integers(0, 16, WORDS)]
     run = verilator.simulate(program, [values], [8], [16], [WORDS], work, stall_out=0.75, seed=4, idle=2000)
