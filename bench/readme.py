@@ -236,7 +236,20 @@ def fabric() -> str:
         f"({m['predicted']:,} predicted), first frame {m['first_frame']:,}. Weights of {mem['channels']} layers come from memory: {mem['frame_bytes'] / 1e6:.2f} MB a frame, "
         f"{mem['bits_per_cycle'] * a['clock_mhz'] / 8:,.0f} MB/s, {mem['bits_per_cycle'] / mem['port_bits']:.0%} of one 128-bit port."
     )
-    rows = [[r["config"], f"{r['gmacs']:.2f}", f"{paper[r['config']]}", f"{r['fps']:.1f}", f"{r['fps'] / paper[r['config']]:.1f}x", f"{r['lut']:,}", str(r["dsp"]), f"{r['bram18']:g}"] for r in data["model"]]  # fmt: skip
+    rows = []
+    for r in data["model"]:
+        speed = [f"{r['fps']:.1f}", f"{r['fps'] / paper[r['config']]:.1f}x"] if r["fits"] else ["does not fit", ""]
+        rows.append(
+            [
+                r["config"],
+                f"{r['gmacs']:.2f}",
+                f"{paper[r['config']]}",
+                *speed,
+                f"{r['lut']:,}",
+                str(r["dsp"]),
+                f"{r['bram18']:g}",
+            ]
+        )
     return (
         _table(["configuration a, 256 x 256, Ultra96", "paper (Vivado)", "here (post-synthesis, Yosys)"], body)
         + f"\n\n{note}\n\n"

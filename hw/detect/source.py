@@ -55,7 +55,7 @@ def frames(camera: str, limit: int) -> Iterator[tuple[str, Image.Image]]:
     capture = cv2.VideoCapture(int(camera) if camera.isdecimal() else camera)
     try:
         for k in range(limit):
-            good, frame = capture.read() if capture.isOpened() else (False, None)
+            good, frame = capture.read()
             if not good and k == 0:
                 raise UserError(
                     f"--camera {camera} gives no frame; give the number of a camera that is there, or a video file"

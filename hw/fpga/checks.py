@@ -80,6 +80,15 @@ def check_folding(
         )
 
 
+def check_speed(measured: float, interval: int | None, clock: float) -> None:
+    """Raises BoundError where the simulated design is slower than was asked for (by more than 1 %)."""
+    if interval is not None and measured > 1.01 * interval:
+        raise BoundError(
+            f"the simulated design takes {measured:,.0f} cycles a frame ({clock * 1e6 / measured:,.1f} frames/s) where {interval:,} were asked for; "
+            "ask for a little more (--target-fps) or raise --clock"
+        )
+
+
 def shares(cells: dict[str, synthesize.Cells], board: Board) -> dict[str, float]:
     """Share of the part that a design takes, by resource."""
     whole = synthesize.total(cells)

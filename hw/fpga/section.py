@@ -20,7 +20,7 @@ def _layers(record: dict[str, Any]) -> Table:
         c = r["cells"] or {}
         rows.append(
             (
-                r["label"], r["kind"], "x".join(map(str, r["shape"])), f"{'s' if r['signed'] else 'u'}{r['bits']}", f"{r['pe']} x {r['simd']}" + (f", {FORMS[r['form']]}" if r["form"] else ""),
+                r["label"], r["kind"], "x".join(map(str, r["shape"])), f"{'s' if r['signed'] else 'u'}{r['bits']}", f"{r['pe']} x {r['simd']}" + (f", {FORMS[r['form']]}" if r.get("form") else ""),
                 f"{r['cycles']:,}", f"{finn.get(r['name'], 0):,}" if finn.get(r["name"]) else "", c.get("lut", ""), c.get("ff", ""), c.get("dsp", ""), c.get("bram18", ""),
             )
         )  # fmt: skip
@@ -74,8 +74,8 @@ def _roofline(record: dict[str, Any]) -> Scatter:
 
 
 def _weights(record: dict[str, Any]) -> str:
-    m = record["memory"]
-    if not m["channels"]:
+    m = record.get("memory")  # builds of an earlier version have none
+    if not m or not m["channels"]:
         return "weights stay on the chip"
     rate = m["bits_per_cycle"] * record["clock_mhz"] / 8
     return (

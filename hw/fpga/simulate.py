@@ -132,7 +132,8 @@ def squeezed(graph: ir.Graph, folds: Mapping[str, Fold], net: Netlist, least: in
         if not least:
             depths[fifo.name] = min(held, max(64, 2048 // width, block))
         elif memory_bram18(held, width) >= least:
-            depths[fifo.name] = min(held, max(2 * held // 3 // 512 * 512, block))
+            cut = 2 * held // 3 // 512 * 512
+            depths[fifo.name] = min(held, max(cut, block)) if cut else held
     return depths
 
 

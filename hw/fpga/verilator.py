@@ -22,7 +22,7 @@ HARNESS = Path(__file__).with_name("harness.h")
 FLAGS = (
     "--assert", "--x-assign", "unique", "--x-initial", "unique", "-Wno-fatal", "-Wno-lint", "-Wno-style",
     "-Wno-TIMESCALEMOD", "-Wno-MULTIDRIVEN", "-Wno-UNOPTFLAT", "-Wno-BLKANDNBLK", "--no-timing", "-O3",
-    "--output-split", "20000", "--output-split-cfuncs", "2000",
+    "--max-num-width", "1048576", "--output-split", "20000", "--output-split-cfuncs", "2000",
 )  # fmt: skip
 CXX = (
     "-std=c++17", "-O1", "-DVERILATOR=1", "-DVM_COVERAGE=0", "-DVM_SC=0", "-DVM_TIMING=0", "-DVM_TRACE=0",

@@ -11,6 +11,7 @@ import numpy as np
 from hw.fpga import ir
 from hw.fpga.netlist import Netlist, Stream, memory_bram18
 
+MOST_PLANES = 1 << 16  # bits of one literal in Verilog
 MOST_TABLE_BITS = 1 << 14  # of a ROM in tables where block RAM is the alternative
 
 
@@ -119,7 +120,8 @@ def places(depth: int, width: int, target: Target) -> list[tuple[str, float, flo
     tables = width * (groups if groups <= 4 else 1.15 * groups)
     blocks = memory_bram18(depth, width)
     if not blocks:
-        return [("lut", tables, 0) if target.lut6 and depth >= 16 else ("auto", memory_lut(depth, width), 0)]
+        listed = target.lut6 and depth >= 16 and 64 * groups * width <= MOST_PLANES
+        return [("lut", tables, 0) if listed else ("auto", memory_lut(depth, width), 0)]
     small = target.lut6 and depth * width <= MOST_TABLE_BITS
     return [("block", 0, blocks), *([("lut", tables, 0)] if small else [])]
 

@@ -190,6 +190,8 @@ def _stream_cycles(pixels: int, block: int, sf: int, nf: int, pe: int) -> int:
 def _stream_folds(layer: Layer, plain: Fold, wb: int, sf: int, nf: int, target: Target) -> list[Fold]:
     """The same products with weights from memory off the chip. plain: without a window and without weights."""
     found, out, x = [], layer.out, layer.ins[0]
+    if plain.dsp and plain.pe % 2 == 0 and int(layer.op.weight.min()) == -(1 << (wb - 1)):  # type: ignore[union-attr]
+        wb += 1  # two packed weights may need a bit more, see build
     word = plain.pe * plain.simd * wb
     if sf * nf * word < LEAST_STREAM_BITS or word > MOST_STREAM_WORD:
         return []

@@ -47,7 +47,7 @@ def _serial_folds(op: ir.Scale, layer: Layer, target: Target) -> list[Fold]:
             continue
         total = max(b, layer.ins[0].bits + 1 + digit) + 1
         lut = 75 + m + (1 + digit) * total + layer.out.bits
-        cycles = layer.out.size * max(2, steps)
+        cycles = layer.out.size * max(1 if rows == 1 else 2, steps)
         for kept, tables, memory in [("", 0.0, 0.0)] if rows == 1 else places(2 * rows, max(m, b), target):
             found.append(Fold(1, digit, False, cycles, lut + tables, 0, memory, "serial", kept))
     return found
@@ -68,7 +68,7 @@ def _build_serial(net: Netlist, layer: Layer, op: ir.Scale, fold: Fold, stream: 
         width = max(m, b)
         params |= rom(net, f"{net.layer}_constants.mem", [pack([v], width) for v in pairs.reshape(-1)], width, fold.rom)
     source = conform(net, stream, 1, x.bits, x.signed)
-    steps = max(2, -(-m // fold.simd))
+    steps = max(1 if rows == 1 else 2, -(-m // fold.simd))
     return net.add(
         "dp_scale_serial",
         params,

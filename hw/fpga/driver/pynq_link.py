@@ -43,6 +43,7 @@ class PynqLink:
         self.constants[:] = content
         self.constants.flush()
         if self.constants.physical_address % 4096 or self.constants.physical_address >> 32:
+            self.constants.freebuffer()
             raise LinkError("the constants must stand at a multiple of 4,096 below 4 GB; free memory and load again")
         self.overlay.image.write(0, self.constants.physical_address | 1)
 

@@ -1,7 +1,8 @@
 // Reads constants from memory for N channels through one AXI4 read port: every channel's region over and over, ahead of
 // what is wanted. A region is a whole number of bursts. Beats wait in one block RAM, SLOTS[i] bursts of channel i (powers of two,
 // none larger than the one before), and go to whichever channel wants one; the first channels come first.
-// Space is reserved before a burst is asked for, so `rready` is always 1 and no channel can hold up another.
+// Space is reserved before a burst is asked for, so `rready` is always 1 and a channel that
+// takes nothing holds up no other.
 module dp_reader #(
   parameter int N = 2,
   parameter int PORT = 128,          // bits of a beat

@@ -1,6 +1,7 @@
 // Requantization in several cycles, with no multiplier: clip((x * multiplier[c] + offset[c]) >> SHIFT), D bits of the multiplier
 // a cycle, the lowest first. The sum moves down by D bits every cycle, and what falls out lies below the final shift:
-// STEPS * D <= SHIFT. The multipliers are not negative. An element takes max(3, STEPS) cycles, STEPS = M / D rounded up.
+// STEPS * D <= SHIFT. The multipliers are not negative. An element takes max(2, STEPS) cycles, STEPS = M / D rounded up
+// (SHARED: max(1, STEPS)).
 // Constants: two words a channel from a ROM, multiplier and offset; or one pair for all (SHARED).
 module dp_scale_serial #(
   parameter int CF = 1,              // channels

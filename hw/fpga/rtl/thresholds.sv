@@ -11,7 +11,9 @@ module dp_thresholds #(
   input  logic [PE*K-1:0] s_data, input logic s_valid, output logic s_ready,
   output logic [PE*OB-1:0] m_data, output logic m_valid, input logic m_ready
 );
-  localparam int FOUND = BIAS >= 0 ? $clog2(N+BIAS+1) : 1 + $clog2(-BIAS >= N+BIAS+1 ? -BIAS : N+BIAS+1);
+  // as wide as the core reckons with its unsigned N, which is too wide where every result is negative
+  localparam int unsigned LEVELS = N;
+  localparam int FOUND = BIAS >= 0 ? $clog2(LEVELS+BIAS+1) : 1 + $clog2(-BIAS >= LEVELS+BIAS+1 ? -BIAS : LEVELS+BIAS+1);
   logic [PE-1:0][FOUND-1:0] found;
   thresholding #(.K(K), .N(N), .C(C), .PE(PE), .SIGNED(SIGNED), .BIAS(BIAS), .THRESHOLDS_PATH(PATH), .USE_CONFIG(0)) core (
     .clk, .rst,

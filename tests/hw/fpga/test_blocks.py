@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import one_node, prove, random_folds
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from hw.fpga import ir, reference
@@ -179,6 +179,7 @@ def test_table(tmp_path: Path, x: ir.Tensor, seed: int, bits: int, shared: bool)
 
 
 @few
+@example(ir.Tensor((1, 1, 2), 0, 7), 0, 1, -4, False)  # every result negative
 @given(
     tensors((3, 12)),
     st.integers(0, 9999),

@@ -9,8 +9,9 @@ import pytest
 from helpers import graph_of, network
 
 import boards
+from deploy.errors import BoundError
 from hw.fpga import fold
-from hw.fpga.checks import tightened
+from hw.fpga.checks import check_speed, tightened
 
 
 def test_same_answer_and_quickly() -> None:
@@ -48,6 +49,13 @@ def test_a_design_that_does_not_fit_is_folded_again() -> None:
     wide, narrow = fold.search(graph, board, 30_000), fold.search(graph, board, 30_000, replace(budget, dsp=8))
     assert wide.interval <= 30_000 and narrow.interval <= 30_000
     assert narrow.dsp < wide.dsp
+
+
+def test_a_design_slower_than_asked_is_no_success() -> None:
+    check_speed(100_900, 100_000, 100)
+    check_speed(1e9, None, 100)
+    with pytest.raises(BoundError, match="101,100 cycles a frame"):
+        check_speed(101_100, 100_000, 100)
 
 
 @pytest.mark.parametrize("name", ["pynq-z1", "ultra96", "ulx3s-85f"])

@@ -94,6 +94,16 @@ def test_the_reader_is_counted(tight: tuple[ir.Graph, fold.Folding], tmp_path: P
     assert cells[""].lut > joints.lut + 100 and cells[""].bram18 > 0
 
 
+@pytest.mark.parametrize("depth", [100, 600, 800, 5000])
+def test_gently_squeezed_fifos(tight: tuple[ir.Graph, fold.Folding], depth: int) -> None:
+    graph, found = tight
+    deep = assemble(graph, found.folds, fold.target_of(BOARD))
+    deep = assemble(graph, found.folds, fold.target_of(BOARD), {i.name: depth for i in deep.fifos()})
+    small = simulate.squeezed(graph, found.folds, deep, 3)
+    assert all(depth / 2 < d <= depth for d in small.values())
+    assert min(small.values()) < depth or depth < 768
+
+
 def test_squeezed_fifos_keep_a_block_and_every_join(tight: tuple[ir.Graph, fold.Folding]) -> None:
     graph, found = tight
     deep = assemble(graph, found.folds, fold.target_of(BOARD))
