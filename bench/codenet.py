@@ -155,9 +155,7 @@ def block(args: argparse.Namespace) -> None:
             target = fold.target_of(board)
             folds = blocks()["Conv"].folds(layer_of(graph, graph.nodes[0]), target)
             form = "lines" if name == "plain" and taps > 1 else ""
-            chosen = next(
-                f for f in folds if (f.pe, f.simd, f.dsp, f.form) == (pe, taps, False, form) and f.rom != "lut"
-            )
+            chosen = next(f for f in folds if (f.pe, f.simd, f.dsp, f.form) == (pe, taps, False, form))
             with tempfile.TemporaryDirectory() as work:
                 net = assemble(graph, {"y": chosen}, target, {})
                 inputs = simulate.random_inputs(graph, 3, 1)
