@@ -11,7 +11,7 @@ import pytest
 from helpers import one_node, prove
 
 import boards
-from hw.fpga import fold, ir, memory, reference, simulate, synthesize
+from hw.fpga import fold, ir, memory, reference, section, simulate, synthesize
 from hw.fpga.assemble import assemble
 
 BOARD = boards.get("ultra96")
@@ -116,3 +116,10 @@ def test_squeezed_fifos_keep_a_block_and_every_join(tight: tuple[ir.Graph, fold.
             assert small[fifo.name] >= chosen.pixels * graph.tensors[node.inputs[0]].channels // chosen.simd
         elif node is not None:
             assert small[fifo.name] < 5000
+
+
+def test_the_report_says_what_memory_gives() -> None:
+    row = {"channels": 10, "frame_bytes": 5_720_064.0, "bits_per_cycle": 76.96, "port_bits": 128}
+    said = section._weights({"memory": row, "clock_mhz": 200})
+    assert "10 layers" in said and "1,924 MB/s" in said and "60% of the port" in said
+    assert section._weights({}) == "weights stay on the chip"  # a build folder of an earlier version
