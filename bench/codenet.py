@@ -5,13 +5,15 @@
     python bench/codenet.py block                                               -> bench/codenet_block.json
     python bench/codenet.py latency                                             -> bench/codenet_latency.json
     python bench/codenet.py fabric                                              -> bench/codenet_fabric.json
+    python bench/codenet.py folding                                             -> bench/codenet_folding.json
     python bench/codenet.py quantize [--first 0] [--seeds 3]                                -> bench/codenet_quantize.json
 
 block: the deformable depthwise layer in hardware beside a plain one of the same size and folds: cycles simulated (Verilator,
 bit-exact, random distances), cells counted (Yosys, ultra96).
 
-fabric: `deploy build` of configuration a for ultra96 at 200 MHz (an assumption: no vendor tool here) and 322 frames/s; b to e by the
-folding model alone. Random weights with varied activations and distances: speed and cells depend on neither.
+fabric: `deploy build` of configuration a for ultra96 at 200 MHz (an assumption: no vendor tool here) and 322 frames/s. Random weights with varied activations and distances: speed and cells depend on neither.
+
+folding: configurations a to e by the folding model, as fast as the usual budget of the part allows, and as if block RAM were no limit.
 
 latency: configurations a (256 x 256) and small in ONNX Runtime, one thread: float with the standard DeformConv, float with rows
 of a table, W4A8; random weights with distances of every size (speed depends on neither).
@@ -36,7 +38,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -240,11 +242,7 @@ def _qonnx(config: str) -> tuple[onnx.ModelProto, float]:
 
 
 def fabric(args: argparse.Namespace) -> None:
-    import boards
-    from hw.fpga import fold
-    from hw.fpga.lower import lower
-
-    clock, board = 200.0, boards.get("ultra96")
+    clock = 200.0
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         model, gmacs = _qonnx("a")
@@ -273,18 +271,27 @@ def fabric(args: argparse.Namespace) -> None:
         "gmacs": gmacs, "seconds": seconds, "clock_mhz": clock, "layers": rows, "columns": ["label", "kind", "form", "pe", "simd", "cycles", *record["cells"]],
         **{k: record[k] for k in ("fps", "measured", "cells", "share", "memory", "estimate", "depths")},
     }  # fmt: skip
-    head = {**stamp(), "board": "ultra96", "paper_fps": PAPER, "a": built}
-    save("codenet_fabric", {**head, "model": []})
-    found = []
+    save("codenet_fabric", {**stamp(), "board": "ultra96", "paper_fps": PAPER, "a": built})
+
+
+def folding(args: argparse.Namespace) -> None:
+    import boards
+    from hw.fpga import fold
+    from hw.fpga.lower import lower
+
+    clock, board, found = 200.0, boards.get("ultra96"), []
+    usual = fold.Budget.of(board)
     for config in CONFIGS_FABRIC:
         graph, gmacs = _qonnx(config)
         lowered = lower(graph)
         assert not lowered.problems
-        folding = fold.search(lowered.graph, board, None)
-        found.append({"config": config, "gmacs": gmacs, "interval": folding.interval, "fits": folding.fits, "lut": round(folding.lut), "dsp": folding.dsp,
-                      "bram18": folding.bram18, "stream": folding.stream, "fps": clock * 1e6 / folding.interval})  # fmt: skip
-        print(found[-1], flush=True)
-        save("codenet_fabric", {**head, "model": found})
+        row: dict[str, Any] = {"config": config, "gmacs": gmacs}
+        for name, budget in (("usual", usual), ("any memory", replace(usual, bram18=1e6))):
+            chosen = fold.search(lowered.graph, board, None, budget)
+            row[name] = {"interval": chosen.interval, "fits": chosen.fits, "fps": clock * 1e6 / chosen.interval, "lut": round(chosen.lut), "dsp": chosen.dsp, "bram18": chosen.bram18, "stream": chosen.stream}  # fmt: skip
+        found.append(row)
+        print(row, flush=True)
+        save("codenet_folding", {**stamp(), "board": "ultra96", "clock_mhz": clock, "paper_fps": PAPER, "rows": found})
 
 
 def quantize(args: argparse.Namespace) -> None:
@@ -341,16 +348,22 @@ def quantize(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("example", "ladder", "block", "fabric", "quantize", "latency"))
+    parser.add_argument("what", choices=("example", "ladder", "block", "fabric", "folding", "quantize", "latency"))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first", type=int, default=0, help="quantize: first seed; rows of those before it are kept")
     parser.add_argument("--operators", default="")
     parser.add_argument("--samples", type=int, default=200)
     args = parser.parse_args()
-    {"example": example, "ladder": ladder, "block": block, "fabric": fabric, "quantize": quantize, "latency": latency}[
-        args.what
-    ](args)
+    {
+        "example": example,
+        "ladder": ladder,
+        "block": block,
+        "fabric": fabric,
+        "folding": folding,
+        "quantize": quantize,
+        "latency": latency,
+    }[args.what](args)
 
 
 if __name__ == "__main__":
