@@ -73,6 +73,13 @@ def _bounds(preprocess: Preprocess, spec: InputSpec) -> tuple[Tensor, Tensor] | 
     return (0 - mean) / std, (1 - mean) / std
 
 
+def _labels(batches: Sequence[Batch] | None) -> list[Tensor] | None:
+    """Class numbers of every batch, None unless all have them."""
+    if not batches or any(b.labels is None for b in batches):
+        return None
+    return [torch.from_numpy(np.asarray(b.labels)).long() for b in batches]
+
+
 @torch.no_grad()
 def predict(module: nn.Module, batches: Sequence[Batch]) -> tuple[np.ndarray, np.ndarray | None]:
     """First output [N, ...] for all batches, and the labels where there are any."""
@@ -151,9 +158,15 @@ def compress(
     reference = copy.deepcopy(module).eval()
     work = copy.deepcopy(module).eval()
     example = [torch.from_numpy(x) for x in examples(inputs, config.seed)]
-    with torch.no_grad():
-        before = flatten(reference(*example))
     source, batches = _calibration(reference, config, inputs, preprocess, calibration, fixed_batch)
+    pruned: tuple[dict[str, Any], dict[str, Any]] | None = None
+    if config.prune:
+        from compress.prune.run import prune
+
+        work, *pruned = prune(work, config, batches, _labels(calibration), training)  # type: ignore[assignment]
+    with torch.no_grad():
+        before = flatten(work(*example))
+    root: nn.Module
     work, merged = merge_branches(work, example)
     root, folds = recipes.structure(work, len(inputs), False, config.fold)
     with torch.no_grad():
@@ -182,7 +195,7 @@ def compress(
         if layers:
             config = replace(config, layer=(*config.layer, *layers))
             plan = make_plan(root, root if isinstance(root, fx.GraphModule) else None, config, macs, bool(batches))
-    quantized = quantize(root, plan, config, chosen, batches)
+    quantized = quantize(root, plan, config, chosen, batches) if plan.layers else copy.deepcopy(root).eval()
     recipe = {
         "format": recipes.FORMAT,
         "arch": arch,
@@ -193,6 +206,8 @@ def compress(
         "fold": config.fold,
         "plan": plan.to_json(),
     }
+    if pruned:
+        recipe["prune"] = pruned[0]
     record: dict[str, Any] = {
         "notice": notice(source, config),
         "calibration": source,
@@ -213,11 +228,15 @@ def compress(
         "activation_quantizers": len(plan.quantizers),
         "weights_only": all(r.activations == WEIGHTS for r in plan.layers.values()),
     }
+    if pruned:
+        record["prune"] = pruned[1]
     if searched is not None:
         record["search"] = searched
     measured = evaluation if evaluation is not None else calibration
     if measured is not None:
         record["accuracy"] = compare(quantized, reference, measured)
+    if pruned and measured is not None and plan.layers:
+        record["pruned_accuracy"] = compare(root, reference, measured)
     if config.finetune:
         if training is None:
             raise UserError("--finetune needs samples to train on; give --train DATA (labels are optional)")

@@ -13,12 +13,13 @@ PACKAGES = ("torch", "torchvision", "timm", "brevitas", "numpy", "safetensors")
 
 
 def inputs(config: CompressConfig) -> dict[str, Path]:
+    from deploy.arch import is_known
     from deploy.data import code_of, paths_of
 
     if not config.model:
         raise UserError("MODEL is missing: give a checkpoint, for example: deploy compress model.pt --bits 4")
     found = {"model": Path(config.model)}
-    if ":" in config.arch and config.arch.partition(":")[0] not in ("deploy", "timm", "torchvision"):
+    if ":" in config.arch and not is_known(config.arch):
         for path in code_of(config.arch).values():
             found["arch"] = path
     if found["model"].suffix == ".safetensors" and found["model"].with_name("config.json").is_file():
@@ -27,8 +28,7 @@ def inputs(config: CompressConfig) -> dict[str, Path]:
         from compress.search.budget import parse
 
         parse(config.budget)
-    if config.train and not config.finetune:
-        raise UserError("--train is for --finetune; give both or neither")
+    check(config)
     for flag in ("calib", "eval", "train"):
         for path in paths_of(getattr(config, flag)).values():
             found[flag] = path
@@ -36,6 +36,27 @@ def inputs(config: CompressConfig) -> dict[str, Path]:
         for path in code_of(getattr(config, flag)).values() if getattr(config, flag) else ():
             found[flag] = path
     return found
+
+
+def check(config: CompressConfig) -> None:
+    """Settings that exclude each other. Raises UserError."""
+    if 8 < config.bits < 32:
+        raise UserError(f"--bits {config.bits} is no width of this tool; give 2 to 8, or 32 for float weights")
+    if config.bits == 32 and (config.finetune or config.budget or config.sensitivity):
+        raise UserError("--bits 32 quantizes nothing, so there is nothing for --finetune, --budget or --sensitivity; give 2 to 8 bits")
+    trains = config.prune == "vtrans"
+    if config.train and not (config.finetune or trains or config.prune == "channels"):
+        raise UserError("--train is for --finetune; give both or neither")
+    if trains and not config.train:
+        raise UserError("--prune vtrans trains its masks; give --train DATA (labels are optional)")
+    if config.prune and not (0 < config.macs < 1 or 0 < config.params < 1):
+        raise UserError("--prune wants a target: give --macs 0.6 (share of the multiply-accumulates that stays)" + (" or --params 0.3" if trains else ""))
+    if config.prune and config.macs and config.params:
+        raise UserError("--macs and --params are two targets; give one")
+    if config.params and config.prune not in ("vtrans", "channels"):
+        raise UserError("--params is a target of --prune vtrans and channels; give --macs for the others")
+    if not config.prune and (config.macs or config.params or config.prune_tokens or config.prune_vocabulary):
+        raise UserError("--macs, --params, --prune-tokens and --prune-vocabulary belong to --prune METHOD; give one, for example --prune optin")
 
 
 def plan(config: CompressConfig) -> list[str]:
@@ -46,7 +67,14 @@ def plan(config: CompressConfig) -> list[str]:
     return [
         f"load {config.model}" + (f" as {config.arch}" if config.arch else ""),
         "merge training-time branches" + (", fold BatchNorm" if config.fold else ""),
-        f"quantize weights to {config.bits} bits and activations to {config.act_bits} bits, calibrated on {calib}",
+        *(
+            [f"prune by {config.prune} to {config.macs or config.params:g} of the {'MACs' if config.macs else 'parameters'}"]
+            if config.prune
+            else []
+        ),
+        "weights stay float"
+        if config.bits == 32
+        else f"quantize weights to {config.bits} bits and activations to {config.act_bits} bits, calibrated on {calib}",
         *(
             [f"train {config.epochs} epochs on {config.train or 'the training data'} against the float model"]
             if config.finetune

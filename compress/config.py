@@ -13,7 +13,7 @@ class CompressConfig:
 
     model: str = argument("checkpoint: .safetensors, .pt/.pth (weights) or .pt2 (torch.export)", "")
     output: str = option("compressed", "folder to write", short="-o", identity=False)
-    bits: int = option(8, "weight bits, 2 to 8", low=2, high=8)
+    bits: int = option(8, "weight bits, 2 to 8, or 32: weights stay float", low=2, high=32)
     act_bits: int = option(8, "activation bits, 4 to 8", low=4, high=8)
     arch: str = option(
         "", "architecture: timm:NAME, torchvision:NAME, deploy:NAME or pkg.mod:factory (wins over the file's)"
@@ -24,6 +24,29 @@ class CompressConfig:
         "",
         "calibration data: image folder, .npz, .npy, pkg.mod:function, or 'random'; default: synthetic from BatchNorm",
     )
+    prune: str = option(
+        "",
+        "remove units: optin (default recipe), optin-paper, vtrans (trains, needs --train), channels (convolutional networks); controls: fisher, activation, magnitude, random",
+        choices=("", "optin", "optin-paper", "vtrans", "channels", "fisher", "activation", "magnitude", "random"),
+    )
+    macs: float = option(0.0, "share of the multiply-accumulates that may stay, 0 to 1, for --prune", low=0, high=1)
+    params: float = option(
+        0.0, "share of the parameters that may stay, 0 to 1, for --prune vtrans and channels", low=0, high=1
+    )
+    refit: bool = option(
+        True, "after one-shot pruning, refit the output projections to the dense model (least squares, no labels)"
+    )
+    round_to: int = option(8, "pruned widths are multiples of this (neurons, hidden dimensions, channels)", low=1)
+    prune_tokens: bool = option(False, "also merge tokens, layer by layer (ViT, DeiT)")
+    prune_vocabulary: bool = option(
+        False, "remove embedding rows of tokens that neither --calib nor --train has; they become the unknown token"
+    )
+    variant: str = option(
+        "full",
+        "of --prune vtrans: masks and weights on all samples, on 3 % of them, or masks only",
+        choices=("full", "fast", "faster"),
+    )
+    prune_epochs: float = option(4.0, "epochs of --prune vtrans over its samples, half of them for masks", low=0.01)
     calib_samples: int = option(300, "calibration samples", low=1)
     eval: str = option("", "labelled data for the accuracy at every stage (same forms as --calib)")
     eval_samples: int = option(10000, "evaluation samples at most", low=1)

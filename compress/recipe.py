@@ -18,7 +18,7 @@ from compress.quantize import scheme
 from compress.quantize.plan import Plan, apply_plan
 from compress.quantize.walk import prepare
 from compress.reparam import mergeable
-from deploy.arch import Preprocess
+from deploy.arch import Preprocess, is_known
 from deploy.checkpoint import instantiate
 from deploy.errors import UserError
 from deploy.inputs import InputSpec
@@ -131,7 +131,7 @@ def _float_module(folder: Path, recipe: dict[str, Any], arch: str) -> nn.Module:
 
         return load_program(folder / PROGRAM)[0]
     name = str(recipe["arch"])
-    known = name.partition(":")[0] in ("deploy", "timm", "torchvision")
+    known = is_known(name)
     if not known and arch != name:
         raise UserError(
             f"{folder} was made from the factory {name!r}; a name found in a file imports nothing: give --arch {name}"
@@ -171,7 +171,12 @@ def load(folder: str | Path, arch: str = "") -> nn.Module:
 
     folder = Path(folder)
     recipe = read(folder)
-    module, _ = structure(_float_module(folder, recipe, arch), len(recipe["inputs"]), recipe["merge"], recipe["fold"])
+    module = _float_module(folder, recipe, arch)
+    if recipe.get("prune"):
+        from compress.prune.run import rebuild
+
+        module = rebuild(module, recipe["prune"])
+    module, _ = structure(module, len(recipe["inputs"]), recipe["merge"], recipe["fold"])
     if isinstance(module, fx.GraphModule):
         prepare(module)
     apply_plan(module, Plan.from_json(recipe["plan"]))

@@ -17,6 +17,7 @@ from compress.command import inputs
 from compress.config import CompressConfig
 from compress.search.budget import parse
 from deploy import checkpoint, data
+from deploy.arch import is_known
 from deploy.artifact import hash_input
 from deploy.checkpoint import flatten
 from deploy.errors import BoundError, UserError
@@ -62,7 +63,7 @@ def run_stage(config: CompressConfig, folder: Path) -> dict[str, Any]:
             seed=config.seed,
         )
     training = None
-    if config.finetune and config.train:
+    if config.train:
         training = data.load(
             config.train,
             loaded.inputs,
@@ -98,7 +99,7 @@ def run_stage(config: CompressConfig, folder: Path) -> dict[str, Any]:
     (folder / recipes.RECIPE).write_text(json.dumps(result.recipe, indent=1) + "\n")
     (folder / RECORD).write_text(json.dumps(result.record, indent=1) + "\n")
     recipes.store(folder / recipes.STATE, recipes.state_of(result.module))
-    arch = config.arch if loaded.arch and loaded.arch.partition(":")[0] not in ("deploy", "timm", "torchvision") else ""
+    arch = config.arch if loaded.arch and not is_known(loaded.arch) else ""
     _check_reload(folder, arch, result.module, loaded)
     size = (folder / recipes.STATE).stat().st_size
     if config.budget.startswith("size=") and size > parse(config.budget).limit:

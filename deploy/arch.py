@@ -1,5 +1,5 @@
 """Architecture names -> factories. Known families: our own models and those of installed packages (entry-point group
-`deploy.models`), timm, torchvision, and `pkg.mod:factory`, which only the user's own flag may name."""
+`deploy.models`), timm, torchvision, transformers, and `pkg.mod:factory`, which only the user's own flag may name."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ class Architecture:
     name: str
     build: Callable[..., nn.Module]
     own_args: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda state: {}
+    place: Callable[[Mapping[str, Any], Any], Mapping[str, Any]] = lambda state, module: state  # a file's keys -> the module's
 
 
 def parse_args(pairs: tuple[str, ...]) -> dict[str, Any]:
@@ -106,7 +107,23 @@ def _torchvision(name: str) -> Architecture:
     return Architecture(f"torchvision:{name}", lambda **a: torchvision.models.get_model(name, weights=None, **a))
 
 
-_FAMILIES: dict[str, Callable[[str], Architecture]] = {"deploy": _own, "timm": _timm, "torchvision": _torchvision}
+def _transformers(name: str) -> Architecture:
+    from deploy.hub import build, place_keys
+
+    return Architecture(f"transformers:{name}", build(name), place=place_keys)
+
+
+_FAMILIES: dict[str, Callable[[str], Architecture]] = {
+    "deploy": _own,
+    "timm": _timm,
+    "torchvision": _torchvision,
+    "transformers": _transformers,
+}
+
+
+def is_known(name: str) -> bool:
+    """Whether an architecture is of a family that a file may name; anything else only the user's own flag may."""
+    return name.partition(":")[0] in _FAMILIES
 
 
 def attribute(flag: str, name: str) -> Any:
@@ -150,7 +167,7 @@ def resolve(name: str, *, from_user: bool) -> Architecture:
     if not _NAME.fullmatch(name):
         raise UserError(f"architecture {name!r} is not a valid name; write for example timm:resnet18")
     problems = []
-    for look in _FAMILIES.values():
+    for look in (_own, _timm, _torchvision):
         try:
             return look(name)
         except UserError as error:

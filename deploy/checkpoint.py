@@ -185,6 +185,10 @@ def _state_and_arch(path: Path, trust: bool) -> tuple[Mapping[str, Any] | nn.Mod
             hub = _hub_config(path)
             arch = hub.get("architecture")
             args = {k: hub[k] for k in ("num_classes",) if arch and k in hub}
+            if arch is None and "model_type" in hub:
+                from deploy.hub import read_config
+
+                arch, args = read_config(path) or (None, {})
         return state, arch, args
     if kind == "torchscript":
         raise UserError(
@@ -300,7 +304,7 @@ def load(
     factory = archs.resolve(name, from_user=bool(arch))
     args = {**factory.own_args(_without_prefix(state)), **args, **archs.parse_args(arch_args)}
     module = instantiate(name if arch else factory.name, args, from_user=bool(arch))
-    module.load_state_dict(_clean_state(path, state, module.state_dict()), strict=True)
+    module.load_state_dict(_clean_state(path, factory.place(state, module), module.state_dict()), strict=True)
     module.eval()
     declared, preprocess = archs.describe_inputs(module, factory.name)
     specs = parse_inputs(input_shape) if input_shape else declared

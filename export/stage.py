@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from compress import recipe as recipes
-from compress.quantize.scheme import DynamicActivation
+from compress.quantize.scheme import DynamicActivation, is_quantized
 from deploy import checkpoint
 from deploy.arch import Preprocess
 from deploy.artifact import MANIFEST, read_manifest
@@ -83,7 +83,14 @@ def convert(
     files = {FLOAT: float_onnx}
     steps: list[dict[str, Any]] = []
     record: dict[str, Any] = {"remarks": notes, "passes": []}
-    if module is not None:
+    if module is not None and not any(is_quantized(m) for m in module.modules()):
+        smaller, more = export_float(module, specs, dynamic_batch)
+        onnx.checker.check_model(smaller)
+        got = _onnx_outputs(smaller, names, rows)
+        checks.append(_require(parity.compare(RUNTIME, "torch (compressed)", got, _torch_outputs(module, rows), False)))
+        files[RUNTIME] = smaller
+        record["remarks"] = list(dict.fromkeys([*notes, *more]))
+    elif module is not None:
         quantized, more = export_quantized(module, specs, dynamic_batch)
         lowered, report = to_qdq(
             ir.from_proto(quantized), any(isinstance(m, DynamicActivation) for m in module.modules())
@@ -185,7 +192,10 @@ def check_folder(folder: Path, seed: int, arch: str = "") -> list[tuple[str, boo
     base = onnxfile.load(folder / FLOAT)
     want = _onnx_outputs(base, names, rows)
     checks = [("float.onnx gives varying outputs", parity.varies(want), f"{len(rows)} fresh inputs")]
-    if (folder / RUNTIME).is_file():
+    if (folder / RUNTIME).is_file() and not (folder / QONNX).is_file():
+        smaller = _onnx_outputs(onnxfile.load(folder / RUNTIME), names, rows)
+        checks.append(("model.onnx gives varying outputs", parity.varies(smaller), f"{len(rows)} fresh inputs"))
+    elif (folder / RUNTIME).is_file():
         runtime, quantized = onnxfile.load(folder / RUNTIME), onnxfile.load(folder / QONNX, check=False)
         found = parity.integer_steps(quantized, runtime, parity.feed(names, rows[0]))
         wrong = parity.check_steps(found)

@@ -151,6 +151,9 @@ def make_plan(
     mode = config.activations
     if mode == "auto":
         mode = DYNAMIC if linear > 0.5 * max(1, sum(macs.values())) else STATIC
+    if config.bits == 32:
+        plan.skipped = {n: "kept in float by --bits 32" for n in macs}
+        return plan
     overrides = parse_overrides(config.layer)
     count = calls(gm) if gm is not None else {}
     shown = dict(count.items())

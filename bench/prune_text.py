@@ -1,0 +1,150 @@
+"""Pruning MiniLM without retraining: accuracy, likeness to the dense embeddings and latency, by method, with and without refit.
+
+    python bench/prune_text.py table [--seeds 0 1 2] [--data reuters-r8 20newsgroups lee]
+    python bench/prune_text.py speed
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import resource
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench.common import BENCH, save, stamp
+from bench.texts import Classified, classifier, documents, embed, lee, minilm
+from compress.prune.context import Context
+from compress.prune.refit import refit
+from compress.prune.search import rank
+from compress.prune.size import shares
+from compress.prune.slim import rounded, slim
+from compress.prune.structure import Keep, describe
+
+METHODS = ("optin", "optin_paper", "fisher", "activation", "magnitude", "random")
+RATIOS = (0.8, 0.7, 0.6, 0.5)
+HEAD_DOCS, TEST_DOCS, CALIBRATION = 3000, 1000, 256
+ROUND = 8
+
+
+class Task:
+    """One data set: how the encoder is measured on it, and its calibration samples by seed."""
+
+    def __init__(self, name: str, encoder: nn.Module) -> None:
+        self.name, self.encoder = name, encoder
+        self.head: nn.Module | None = None
+        if name == "lee":
+            self.test, self.human, self.pool = lee()
+            self.labels: Tensor | None = None
+        else:
+            train, test = documents(name, "train", HEAD_DOCS, 0), documents(name, "test", TEST_DOCS, 1)
+            self.head = classifier(embed(encoder, train.inputs), train.labels)
+            self.test, self.answers = test.inputs, test.labels
+            self.pool, self.labels = train.inputs, train.labels
+        self.dense = embed(encoder, self.test)
+
+    def module(self) -> nn.Module:
+        return Classified(self.encoder, self.head) if self.head is not None else self.encoder
+
+    def calibration(self, seed: int) -> tuple[list[tuple[Tensor, ...]], list[Tensor] | None]:
+        at = torch.from_numpy(np.random.default_rng(100 + seed).permutation(len(self.pool[0]))[:CALIBRATION])
+        parts = at.split(64)
+        rows = [tuple(x[p] for x in self.pool) for p in parts]
+        return rows, None if self.labels is None else [self.labels[p] for p in parts]
+
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        """Accuracy in per cent, or for Lee the correlation with people's similarities times 100; mean cosine to the dense embeddings."""
+        vectors = embed(model.encoder if isinstance(model, Classified) else model, self.test)
+        cosine = float((vectors * self.dense).sum(1).mean())
+        if self.head is not None:
+            return {"score": float((self.head(vectors).argmax(1) == self.answers).float().mean() * 100), "cosine": cosine}
+        upper = np.triu_indices(len(vectors), 1)
+        likeness = (vectors @ vectors.T).numpy()[upper]
+        return {"score": float(np.corrcoef(likeness, self.human[upper])[0, 1] * 100), "cosine": cosine}
+
+
+def choose(method: str, context: Context, scores: dict[str, Any]) -> Keep:
+    """The method's choice; scores that do not depend on the target are kept from one target to the next."""
+    module = importlib.import_module(f"compress.prune.methods.{method}")
+    if not hasattr(module, "scores"):
+        found: Keep = module.choose(context)
+        return found
+    if method not in scores:
+        scores[method] = module.scores(context)
+    return rank(context, scores[method])
+
+
+def order_of(keep: Keep, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Kept units first, each part by activation norm: for rounding widths."""
+    found = {}
+    for name, value in scores.items():
+        order = value.argsort(descending=True)
+        kept = torch.isin(order, keep[name])
+        found[name] = torch.cat([order[kept], order[~kept]])
+    return found
+
+
+def one(task: Task, method: str, ratio: float, seed: int, cache: dict[str, Any]) -> tuple[dict[str, Any], nn.Module]:
+    """One row of the table and its refitted model."""
+    from compress.prune.methods.activation import norms
+
+    module = task.module()
+    structure = describe(module)
+    batches, labels = task.calibration(seed)
+    context = Context(module, structure, batches, ratio, labels if method == "fisher" else None, seed, options={"embedding": task.head is None})
+    start = time.perf_counter()
+    keep = choose(method, context, cache)
+    chosen = time.perf_counter() - start
+    keep = rounded(keep, order_of(keep, norms(context)), structure, ROUND)
+    small = slim(module, structure, keep)
+    row = {
+        "data": task.name, "method": method, "target": ratio, "seed": seed, "raw": task.measure(small),
+        "macs": context.size.macs(shares(structure, keep)) / context.size.macs(),
+        "kept": {g.name: len(keep[g.name]) for g in structure.branches()},
+    }  # fmt: skip
+    start = time.perf_counter()
+    refit(small, module, structure, keep, batches)
+    row |= {"refit": task.measure(small), "choose_s": chosen, "refit_s": time.perf_counter() - start}
+    return row, small
+
+
+def table(names: Sequence[str], seeds: Sequence[int]) -> None:
+    path = BENCH / "prune_text.json"
+    result = json.loads(path.read_text()) if path.is_file() else {"rows": [], "dense": {}}
+    encoder = minilm()
+    for name in names:
+        task = Task(name, encoder)
+        result["dense"][name] = task.measure(encoder)
+        print(name, result["dense"][name], flush=True)
+        for seed in seeds:
+            cache: dict[str, Any] = {}
+            for method in METHODS:
+                for ratio in RATIOS:
+                    row, _ = one(task, method, ratio, seed, cache)
+                    key = (name, method, ratio, seed)
+                    result["rows"] = [r for r in result["rows"] if (r["data"], r["method"], r["target"], r["seed"]) != key] + [row]
+                    print(name, method, ratio, seed, f"{row['macs']:.3f}", row["raw"], row["refit"], flush=True)
+            result["settings"] = {"head_documents": HEAD_DOCS, "test_documents": TEST_DOCS, "calibration": CALIBRATION, "round_to": ROUND}
+            save("prune_text", {**stamp(), **result})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("table", "speed"))
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--data", nargs="*", default=["20newsgroups", "reuters-r8", "lee"])
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    if args.what == "table":
+        table(args.data, args.seeds)
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Pruning of one model by a configuration: method, slim module, refit, record; and the same module again from a recipe."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import resource
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.config import CompressConfig
+from compress.graph import relative_error
+from compress.prune.context import Context, Inputs
+from compress.prune.mask import masked
+from compress.prune.prepare import prepare
+from compress.prune.refit import refit
+from compress.prune.size import measure, shares
+from compress.prune.slim import rounded, slim
+from compress.prune.structure import Keep, Structure, describe, full, to_masks
+from deploy.checkpoint import flatten
+from deploy.data import Batch
+from deploy.errors import BoundError, UserError
+from deploy.progress import track
+
+TOLERANCE = 1e-5
+LABELLED = ("fisher",)
+
+
+def rebuild(module: nn.Module, recipe: dict[str, Any]) -> nn.Module:
+    """The pruned architecture of a recipe; its weights are loaded afterwards. Raises UserError for indices that the model does not have."""
+    if recipe["form"] == "channels":
+        from compress.prune.channels import rebuild as channels
+
+        return channels(module, recipe)
+    module = prepare(copy.deepcopy(module))
+    structure = describe(module)
+    keep: Keep = {}
+    for name, rows in recipe["keep"].items():
+        group = structure.by_name.get(name)
+        index = torch.tensor(rows, dtype=torch.long)
+        if group is None or (len(index) and (int(index.min()) < 0 or int(index.max()) >= group.units)) or len(index) < group.least:
+            raise UserError(f"the recipe keeps units of {name!r} that this model does not have; run deploy compress again")
+        keep[name] = index
+    module = slim(module, structure, keep)
+    if recipe.get("vocabulary"):
+        from compress.prune.vocabulary import shrink
+
+        module = shrink(module, structure.vocabulary, torch.tensor(recipe["vocabulary"]))
+    if recipe.get("tokens"):
+        from compress.prune.tokens import merging
+
+        module = merging(module, structure, recipe["tokens"])
+    return module
+
+
+def ranked(context: Context, keep: Keep) -> dict[str, Tensor]:
+    """Units of every group, best first, for rounding widths: what is kept by activation norm, then what is not."""
+    from compress.prune.methods.activation import norms
+
+    found = {}
+    for name, value in norms(context).items():
+        order = value.argsort(descending=True)
+        kept = torch.isin(order, keep[name])
+        found[name] = torch.cat([order[kept], order[~kept]])
+    return found
+
+
+@torch.no_grad()
+def check_equal(module: nn.Module, structure: Structure, keep: Keep, small: nn.Module, inputs: Inputs) -> float:
+    """Relative difference between slim and masked model. Raises BoundError above TOLERANCE."""
+    with masked(module, structure, to_masks(structure, keep)):
+        want = flatten(module(*inputs))[0]
+    error = relative_error(flatten(small(*inputs))[0], want)
+    if error != float("inf") and error > TOLERANCE:
+        raise BoundError(f"the slim model differs from the masked one by {error:.1e} relative, bound {TOLERANCE:g}; report this model")
+    return error
+
+
+def prune(
+    module: nn.Module, config: CompressConfig, batches: Sequence[Inputs], labels: Sequence[Tensor] | None, training: Sequence[Batch] | None
+) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+    """(smaller module, its recipe, record). `module` stays as it is.
+
+    Raises UserError for targets or data that do not fit, BoundError when slim and masked model differ.
+    """
+    if config.prune == "channels":
+        from compress.prune.channels import prune as channels
+
+        return channels(module, config, batches, training)
+    start = time.perf_counter()
+    dense = prepare(copy.deepcopy(module)).eval()
+    structure = describe(dense)
+    if not batches:
+        raise UserError("--prune measures the model on samples; give --calib DATA (labels are not needed)")
+    options = {"embedding": True} if "logits" not in getattr(dense, "heads", lambda: ("logits",))() else {}
+    context = Context(dense, structure, batches, config.macs, labels, config.seed, track, options)
+    size = measure(dense, structure, tuple(x[:1] for x in batches[0]))
+    record: dict[str, Any] = {"method": config.prune, "family": structure.family, "macs": float(size.macs()), "parameters": float(size.parameters())}
+    if config.prune == "vtrans":
+        from compress.prune.vtrans.run import train
+
+        small, keep, trained = train(dense, structure, size, config, training)
+        record["vtrans"] = trained
+    else:
+        method = importlib.import_module(f"compress.prune.methods.{config.prune.replace('-', '_')}")
+        macs, schedule = config.macs, []
+        if config.prune_tokens:
+            from compress.prune.tokens import split
+
+            macs, schedule = split(context)
+        keep = method.choose(Context(dense, structure, batches, macs, labels, config.seed, track, options)) if macs < 1 else full(structure)
+        if config.round_to > 1:
+            keep = rounded(keep, ranked(context, keep), structure, config.round_to)
+        small = slim(dense, structure, keep)
+        record["equal"] = check_equal(dense, structure, keep, small, batches[0])
+        record["chosen_s"] = time.perf_counter() - start
+        if config.refit:
+            record["refit"] = refit(small, dense, structure, keep, batches)
+        if schedule:
+            from compress.prune.tokens import merging
+
+            small = merging(small, structure, schedule)
+            record["tokens"] = schedule
+    recipe: dict[str, Any] = {"form": "units", "keep": {n: i.tolist() for n, i in keep.items() if len(i) < structure.by_name[n].units}}
+    if record.get("tokens"):
+        recipe["tokens"] = record["tokens"]
+    if config.prune_vocabulary:
+        from compress.prune.vocabulary import seen, shrink
+
+        rows = seen(structure, small, [*batches, *([] if training is None else [tuple(torch.from_numpy(v) for v in b.inputs) for b in training])])
+        small = shrink(small, structure.vocabulary, rows)
+        recipe["vocabulary"] = rows.tolist()
+        record["vocabulary"] = len(rows)
+    share = shares(structure, keep)
+    record["macs_left"] = float(size.macs(share) / size.macs())
+    record["parameters_left"] = sum(p.numel() for p in small.parameters()) / float(size.parameters())
+    record["groups"] = {g.name: {"kind": g.kind, "units": g.units, "kept": len(keep.get(g.name, range(g.units)))} for g in structure.groups}
+    record["seconds"] = time.perf_counter() - start
+    record["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return small.eval(), recipe, record

@@ -1,0 +1,135 @@
+"""Masks become a really smaller module: parameters are cut, counts corrected, emptied branches replaced by their bias."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.graph import replace_module
+from compress.prune.structure import Group, Keep, Structure
+
+
+class Skip(nn.Module):
+    """Gives its input on: the core of a branch that has no unit left (the projection behind it is an Emptied)."""
+
+    def __init__(self, pair: bool) -> None:
+        super().__init__()
+        self.pair = pair
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (x, None) if self.pair else x
+
+
+class Emptied(nn.Module):
+    """A branch that has no unit left: its output bias [D] for every token."""
+
+    def __init__(self, bias: Tensor, pair: bool) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(bias.detach().clone())
+        self.pair = pair
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        out = self.bias.expand(*hidden_states.shape[:-1], self.bias.shape[0])
+        return (out, None) if self.pair else out
+
+
+def _cut_parameters(module: nn.Module, cuts: Sequence[tuple[str, int, Tensor]]) -> None:
+    """Select indices along axes of parameters (and buffers), in place; tied parameters are cut once and stay tied."""
+    owners: dict[int, list[str]] = defaultdict(list)
+    values: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    for name, value in values.items():
+        owners[id(value)].append(name)
+    done: set[tuple[int, int]] = set()
+    new: dict[int, Tensor] = {}
+    for name, axis, index in cuts:
+        key = id(values[name])
+        if (key, axis) in done:
+            continue
+        done.add((key, axis))
+        new[key] = new.get(key, values[name].detach()).index_select(axis, index)
+    for key, tensor in new.items():
+        first = values[owners[key][0]]
+        value = nn.Parameter(tensor.contiguous(), first.requires_grad) if isinstance(first, nn.Parameter) else tensor.contiguous()
+        for name in owners[key]:
+            parent, _, leaf = name.rpartition(".")
+            setattr(module.get_submodule(parent), leaf, value)
+
+
+def _correct_counts(module: nn.Module) -> None:
+    """Layers state the shapes of their weights."""
+    for layer in module.modules():
+        weight = getattr(layer, "weight", None)
+        if not isinstance(weight, Tensor):
+            continue
+        if isinstance(layer, nn.Linear):
+            layer.out_features, layer.in_features = weight.shape
+        elif isinstance(layer, nn.Embedding):
+            layer.num_embeddings, layer.embedding_dim = weight.shape
+        elif isinstance(layer, nn.LayerNorm):
+            layer.normalized_shape = tuple(weight.shape)
+        elif isinstance(layer, nn.Conv2d):
+            if layer.groups > 1 and layer.groups == layer.out_channels and weight.shape[1] == 1:
+                layer.groups = layer.in_channels = weight.shape[0]
+            else:
+                layer.in_channels = weight.shape[1] * layer.groups
+            layer.out_channels = weight.shape[0]
+
+
+def _empty(module: nn.Module, group: Group) -> None:
+    """Replace the modules of a branch without units."""
+    bias = _bias(module, group)
+    for name, form, pair in group.empty:
+        replace_module(module, name, Skip(pair) if form == "input" else Emptied(bias, pair))
+
+
+def _bias(module: nn.Module, group: Group) -> Tensor:
+    dense: Any = module.get_submodule(group.output)
+    return dense.bias.detach() if dense.bias is not None else dense.weight.new_zeros(dense.weight.shape[0])
+
+
+@torch.no_grad()
+def slim(module: nn.Module, structure: Structure, keep: Keep) -> nn.Module:
+    """A smaller copy of `module` with the units `keep` [group -> sorted indices]; groups that are not named stay whole.
+
+    It computes what the masked module computes (mask.py). Hidden dimensions that the model gives out are put back by a linear layer.
+    """
+    module = copy.deepcopy(module)
+    cuts = []
+    for name, index in keep.items():
+        group = structure.by_name[name]
+        if len(index) < group.units:
+            cuts += [(c.parameter, c.axis, c.elements(index, group.units)) for c in group.cuts]
+    _cut_parameters(module, cuts)
+    _correct_counts(module)
+    for name, index in keep.items():
+        group = structure.by_name[name]
+        if len(index) == group.units:
+            continue
+        for attribute in group.attributes:
+            setattr(module.get_submodule(attribute.module), attribute.name, len(index) * attribute.width)
+        if not len(index):
+            _empty(module, group)
+        if group.restore:
+            back = nn.Linear(len(index), group.units, bias=False)
+            back.weight.copy_(torch.eye(group.units)[:, index])
+            replace_module(module, group.restore, back.train(module.training))
+    return module
+
+
+def rounded(keep: Keep, order: dict[str, Tensor], structure: Structure, round_to: int) -> Keep:
+    """`keep` with neuron and hidden counts at multiples of `round_to` (to the nearest, at most all), the best of `order` [units, best first]
+    staying. Heads are whole units already."""
+    found = dict(keep)
+    for name, index in keep.items():
+        group = structure.by_name[name]
+        if group.kind == "head" or round_to <= 1:
+            continue
+        count = min(group.units, (len(index) + round_to // 2) // round_to * round_to)
+        count = max(count, min(round_to, group.units) if group.least else 0)
+        found[name] = order[name][:count].sort().values
+    return found
