@@ -77,7 +77,8 @@ def choose(method: str, context: Context, scores: dict[str, Any]) -> Keep:
         return found
     if method not in scores:
         scores[method] = module.scores(context)
-    return rank(context, scores[method])
+    found = getattr(module, "pick", rank)(context, scores[method])
+    return found
 
 
 def order_of(keep: Keep, scores: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -47,6 +47,7 @@ class CompressConfig:
         choices=("full", "fast", "faster"),
     )
     prune_epochs: float = option(4.0, "epochs of --prune vtrans over its samples, half of them for masks", low=0.01)
+    prune_lr: float = option(1e-4, "step of the weights in --prune vtrans (AdamW)", low=0)
     calib_samples: int = option(300, "calibration samples", low=1)
     eval: str = option("", "labelled data for the accuracy at every stage (same forms as --calib)")
     eval_samples: int = option(10000, "evaluation samples at most", low=1)

@@ -140,17 +140,26 @@ def trajectory(context: Context, group: Group, path: Path, stored: dict[str, Any
     return losses
 
 
+@dataclass(frozen=True)
+class Curve:
+    """Of one group: units, last to leave first; levels (units kept), their MACs and their trajectory losses."""
+
+    order: Tensor
+    levels: np.ndarray
+    costs: np.ndarray
+    losses: np.ndarray
+
+
 @torch.no_grad()
-def choose(context: Context) -> Keep:
-    """Levels by dynamic programming over the measured trajectories, units by the order of removal."""
-    budget = check(context)
+def scores(context: Context) -> dict[str, Curve]:
+    """Trajectory loss against units kept, by group. It does not depend on the target."""
     structure, module = context.structure, context.module
     groups = structure.branches()
     inputs = tuple(x[:SAMPLES] for x in context.batches[0])
     stored, dense = record(module, [*structure.blocks, *(n for g in groups for n in g.before)], inputs)
     gram = grams(context)
     costs_of = context.size.per_unit(structure)
-    paths, levels, costs, losses = [], [], [], []
+    found = {}
     for group in context.track(groups, "OPTIN, sublayer by sublayer"):
         layer: Any = module.get_submodule(group.output)
         counts = sorted({round(s * group.units) for s in SHARES} | {group.units}) if group.width == 1 else list(range(group.units + 1))
@@ -160,10 +169,19 @@ def choose(context: Context) -> Keep:
         known = np.array(sorted(loss))
         curve = np.minimum.accumulate([loss[int(c)] for c in known])
         fine = np.unique(np.linspace(0, group.units, min(group.units, FINE) + 1).round().astype(int))
-        paths.append(path)
-        levels.append(fine)
-        costs.append(fine * costs_of[group.name])
-        losses.append(np.interp(fine, known, curve))
+        found[group.name] = Curve(path.order, fine, fine * costs_of[group.name], np.interp(fine, known, curve))
         context.notes.setdefault("curves", {})[group.name] = {str(int(c)): float(v) for c, v in zip(known, curve, strict=True)}
-    picked = knapsack(budget, costs, losses)
-    return {g.name: p.order[: int(f[k])].sort().values for g, p, f, k in zip(groups, paths, levels, picked, strict=True)}
+    return found
+
+
+def pick(context: Context, curves: dict[str, Curve]) -> Keep:
+    """Levels by dynamic programming under the budget, units by the order of removal."""
+    rows = list(curves.values())
+    picked = knapsack(check(context), [c.costs for c in rows], [c.losses for c in rows])
+    return {n: c.order[: int(c.levels[k])].sort().values for (n, c), k in zip(curves.items(), picked, strict=True)}
+
+
+def choose(context: Context) -> Keep:
+    """Measure the trajectories, then pick."""
+    check(context)
+    return pick(context, scores(context))

@@ -1,0 +1,1 @@
+"""VTrans: masks with a variational information bottleneck, trained with the weights or alone."""
