@@ -27,7 +27,7 @@ from compress.prune.size import shares
 from compress.prune.slim import rounded, slim
 from compress.prune.structure import Keep, describe
 
-METHODS = ("optin", "optin_paper", "fisher", "activation", "magnitude", "random")
+METHODS = ("optin", "optin_paper", "fisher", "activation", "random")
 RATIOS = (0.8, 0.7, 0.6, 0.5)
 HEAD_DOCS, TEST_DOCS, CALIBRATION = 3000, 1000, 256
 ROUND = 8

@@ -84,7 +84,7 @@ def lee() -> tuple[tuple[Tensor, ...], np.ndarray, tuple[Tensor, ...]]:
     texts = [t for t in (folder / "lee.cor").read_text(encoding="latin-1").split("\n") if t.strip()]
     human = np.loadtxt(folder / "similarities0-1.txt")
     background = [t for t in (folder / "lee_background.cor").read_text(encoding="latin-1").split("\n") if t.strip()]
-    return encode(texts, 128), human, encode(background, 128)
+    return encode(texts), human, encode(background)
 
 
 @torch.no_grad()

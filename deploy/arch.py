@@ -190,6 +190,9 @@ def describe_inputs(module: nn.Module, name: str) -> tuple[tuple[InputSpec, ...]
         cfg = resolve_data_config({}, model=module)
         channels, height, width = (int(n) for n in cfg["input_size"])
         channels = _first_channels(module) or channels
+        size = getattr(getattr(module, "patch_embed", None), "img_size", None)  # as it was built, where its position table fixes it
+        if isinstance(size, tuple) and size != (height, width) and not getattr(module, "dynamic_img_size", False):
+            height, width = int(size[0]), int(size[1])
         spec = InputSpec("input", (1, channels, height, width))
         mean, std = tuple(cfg["mean"]), tuple(cfg["std"])
         if len(mean) != channels:

@@ -60,21 +60,22 @@ def valid_tokens(structure: Structure, inputs: Inputs) -> Tensor | None:
 
 @contextmanager
 def capture(module: nn.Module, wanted: Mapping[str, str], stop: str = "") -> Iterator[dict[str, Tensor]]:
-    """Inputs ('in') or outputs ('out') of submodules by name, of the last forward pass. `stop`: the module after whose hook a pass ends."""
+    """Inputs ('in') or outputs ('out') of submodules, of the last forward pass. wanted: 'name' or 'name@tag' -> side. `stop`: the key with which a
+    pass ends."""
     found: dict[str, Tensor] = {}
     with ExitStack() as stack:
         for key, side in wanted.items():
             name = key.partition("@")[0]
             part = module.get_submodule(name)
 
-            def before(layer: Any, args: Any, key: str = key, name: str = name) -> None:
+            def before(layer: Any, args: Any, key: str = key) -> None:
                 found[key] = args[0].detach()
-                if name == stop:
+                if key == stop:
                     raise _Stop
 
-            def after(layer: Any, args: Any, out: Any, key: str = key, name: str = name) -> None:
+            def after(layer: Any, args: Any, out: Any, key: str = key) -> None:
                 found[key] = flatten(out)[0].detach()
-                if name == stop:
+                if key == stop:
                     raise _Stop
 
             handle = part.register_forward_pre_hook(before) if side == "in" else part.register_forward_hook(after)

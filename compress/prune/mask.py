@@ -42,7 +42,8 @@ def kept_norm(layer: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
 def _hook_output(module: nn.Module, group: Group, masks: Mapping[str, Tensor], stack: ExitStack) -> None:
     def before(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         mask = _spread(masks[group.name], group.width)
-        if mask.ndim == 2:  # one mask per sample
+        if mask.ndim == 2:  # one mask per sample, whose windows stand together
+            mask = mask.repeat_interleave(args[0].shape[0] // mask.shape[0], 0)
             mask = mask.reshape(mask.shape[0], *(1,) * (args[0].ndim - 2), mask.shape[1])
         return (args[0] * mask, *args[1:])
 

@@ -20,7 +20,7 @@ RIDGE = 1e-2
 TOKENS = 16_384  # at most, over all calibration samples
 
 
-def _rows(x: Tensor, valid: Tensor | None) -> Tensor:
+def rows_of(x: Tensor, valid: Tensor | None) -> Tensor:
     """[N, T, ..., D] -> [rows, D], padding left out."""
     if valid is not None and x.shape[: valid.ndim] == valid.shape:
         return x[valid]
@@ -58,7 +58,7 @@ def dense_targets(module: nn.Module, structure: Structure, batches: Sequence[Inp
             run(module, row)
             valid = valid_tokens(structure, row)
             for group in structure.branches():
-                found[group.name].append(_rows(seen[next(iter(_place(group)))], valid).clone())
+                found[group.name].append(rows_of(seen[next(iter(_place(group)))], valid).clone())
     return found
 
 
@@ -110,15 +110,15 @@ def _refit_branch(
     cross: Any = 0.0
     before = after = 0.0
     rows = 0
-    with capture(small, wanted, stop=group.sum or name) as seen:
+    with capture(small, wanted, stop=f"{group.sum}@sum" if group.sum else f"{name}@out") as seen:
         for row, want in zip(batches, targets, strict=True):
             run(small, row)
             valid = valid_tokens(structure, row)
-            out = _rows(seen[f"{name}@out"], valid)
-            total = _rows(seen[f"{group.sum}@sum"], valid) if group.sum else out
+            out = rows_of(seen[f"{name}@out"], valid)
+            total = rows_of(seen[f"{group.sum}@sum"], valid) if group.sum else out
             want = want if hidden is None or want.shape[1] == total.shape[1] else want[:, hidden]
             error = (want - total).double()  # what the branch should add to its output
-            x = out.new_zeros(len(out), 0) if emptied else _rows(seen[f"{name}@in"], valid)
+            x = out.new_zeros(len(out), 0) if emptied else rows_of(seen[f"{name}@in"], valid)
             x = x.double()
             if bias is not None:
                 x = torch.cat([x, x.new_ones(len(x), 1)], 1)

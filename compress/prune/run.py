@@ -100,6 +100,8 @@ def prune(
     context = Context(dense, structure, batches, config.macs, labels, config.seed, track, options)
     size = measure(dense, structure, tuple(x[:1] for x in batches[0]))
     record: dict[str, Any] = {"method": config.prune, "family": structure.family, "macs": float(size.macs()), "parameters": float(size.parameters())}
+    schedule: list[int] = []
+    tokens = 0
     if config.prune == "vtrans":
         from compress.prune.vtrans.run import train
 
@@ -107,14 +109,17 @@ def prune(
         record["vtrans"] = trained
     else:
         method = importlib.import_module(f"compress.prune.methods.{config.prune.replace('-', '_')}")
-        macs, schedule = config.macs, []
+        macs = config.macs
         if config.prune_tokens:
-            from compress.prune.tokens import split
+            from compress.prune.tokens import exact, split
 
-            macs, schedule = split(context)
+            macs, tokens, curves = split(context)
         keep = method.choose(Context(dense, structure, batches, macs, labels, config.seed, track, options)) if macs < 1 else full(structure)
         if config.round_to > 1:
-            keep = rounded(keep, ranked(context, keep), structure, config.round_to)
+            limit = macs * float(size.macs()) * (1 + 1e-6)
+            keep = rounded(keep, ranked(context, keep), structure, config.round_to, lambda k: float(size.macs(shares(structure, k))) <= limit)
+        if config.prune_tokens:
+            schedule = exact(context, shares(structure, keep), tokens, curves)
         small = slim(dense, structure, keep)
         record["equal"] = check_equal(dense, structure, keep, small, batches[0])
         record["chosen_s"] = time.perf_counter() - start
@@ -136,7 +141,12 @@ def prune(
         recipe["vocabulary"] = rows.tolist()
         record["vocabulary"] = len(rows)
     share = shares(structure, keep)
-    record["macs_left"] = float(size.macs(share) / size.macs())
+    if schedule:
+        from compress.prune.tokens import merged_macs
+
+        record["macs_left"] = merged_macs(size, structure, share, tokens, schedule) / float(size.macs())
+    else:
+        record["macs_left"] = float(size.macs(share) / size.macs())
     record["parameters_left"] = sum(p.numel() for p in small.parameters()) / float(size.parameters())
     record["groups"] = {g.name: {"kind": g.kind, "units": g.units, "kept": len(keep.get(g.name, range(g.units)))} for g in structure.groups}
     record["seconds"] = time.perf_counter() - start

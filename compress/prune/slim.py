@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -121,9 +121,11 @@ def slim(module: nn.Module, structure: Structure, keep: Keep) -> nn.Module:
     return module
 
 
-def rounded(keep: Keep, order: dict[str, Tensor], structure: Structure, round_to: int) -> Keep:
+def rounded(
+    keep: Keep, order: dict[str, Tensor], structure: Structure, round_to: int, fits: Callable[[Keep], bool] = lambda keep: True
+) -> Keep:
     """`keep` with neuron and hidden counts at multiples of `round_to` (to the nearest, at most all), the best of `order` [units, best first]
-    staying. Heads are whole units already."""
+    staying. Heads are whole units already. While the result does not fit, the group that gained most by rounding loses a step."""
     found = dict(keep)
     for name, index in keep.items():
         group = structure.by_name[name]
@@ -132,4 +134,10 @@ def rounded(keep: Keep, order: dict[str, Tensor], structure: Structure, round_to
         count = min(group.units, (len(index) + round_to // 2) // round_to * round_to)
         count = max(count, min(round_to, group.units) if group.least else 0)
         found[name] = order[name][:count].sort().values
+    while not fits(found):
+        able = [n for n in found if structure.by_name[n].kind != "head" and len(found[n]) - round_to >= structure.by_name[n].least]
+        if not able:
+            break
+        name = max(able, key=lambda n: len(found[n]) - len(keep[n]))
+        found[name] = order[name][: len(found[name]) - round_to].sort().values
     return found

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from compress.prune.context import Context, capture, run, valid_tokens
 from compress.prune.methods.magnitude import per_kind
-from compress.prune.refit import _rows as rows
+from compress.prune.refit import rows_of
 from compress.prune.search import rank
 from compress.prune.structure import Keep
 
@@ -25,7 +25,7 @@ def norms(context: Context) -> dict[str, Tensor]:
             run(context.module, batch)
             valid = valid_tokens(context.structure, batch)
             for group in groups:
-                x = rows(seen[group.output], valid)
+                x = rows_of(seen[group.output], valid)
                 found[group.name] = found.get(group.name, 0) + x.square().sum(0)
             count += len(batch[0])
     for group in groups:

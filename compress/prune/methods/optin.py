@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from compress.prune.context import Context, Inputs, before, capture, record, replayed, run, valid_tokens
-from compress.prune.refit import _rows as rows
-from compress.prune.refit import limited
+from compress.prune.refit import limited, rows_of
 from compress.prune.search import check, knapsack
 from compress.prune.structure import Group, Keep
 from deploy.checkpoint import flatten
@@ -101,7 +100,7 @@ def grams(context: Context) -> dict[str, Tensor]:
             run(context.module, batch)
             valid = valid_tokens(context.structure, batch)
             for group in groups:
-                x = rows(seen[group.output], valid)
+                x = rows_of(seen[group.output], valid)
                 x = torch.cat([x, x.new_ones(len(x), 1)], 1)
                 found[group.name] = found.get(group.name, 0.0) + (x.T @ x).double()
     return found
@@ -109,7 +108,7 @@ def grams(context: Context) -> dict[str, Tensor]:
 
 def relative_error(a: Tensor, b: Tensor, valid: Tensor | None) -> float:
     """|a - b|^2 over the variance of b; padding left out."""
-    a, b = rows(a, valid), rows(b, valid)
+    a, b = rows_of(a, valid), rows_of(b, valid)
     return float((a - b).square().sum() / (b - b.mean(0)).square().sum().clamp(min=1e-30))
 
 

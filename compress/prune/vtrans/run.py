@@ -132,13 +132,14 @@ def _part(samples: Samples, step: int, config: CompressConfig) -> Samples:
     return samples.take(order[at * batch : (at + 1) * batch])
 
 
-def _train_weights(small: nn.Module, teacher: nn.Module, structure: Structure, samples: Samples, config: CompressConfig, steps: int) -> list[float]:
+def train_weights(small: nn.Module, teacher: nn.Module, blocks: Sequence[str], samples: Samples, config: CompressConfig, steps: int) -> list[float]:
     """Phase two, in place."""
     for parameter in small.parameters():
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(small.parameters(), lr=config.prune_lr, weight_decay=WEIGHT_DECAY)
     schedule = _schedule(optimizer, steps)
-    names = [n for n in structure.blocks if n in dict(small.named_modules())]
+    known = dict(small.named_modules())
+    names = [n for n in blocks if n in known]
     curve = []
     with ExitStack() as stack:
         a, b = _Features(small, names, stack), _Features(teacher, names, stack)
@@ -190,7 +191,7 @@ def train(
         rows: list[Inputs] = [tuple(x[k : k + config.batch] for x in samples.inputs) for k in range(0, len(samples), config.batch)]
         record["refit"] = refit(small, dense, structure, keep, rows)
     else:
-        record["weights_loss"] = _train_weights(small, dense, structure, samples, config, steps)[:: max(1, steps // 200)]
+        record["weights_loss"] = train_weights(small, dense, structure.blocks, samples, config, steps)[:: max(1, steps // 200)]
     record["seconds"] = time.perf_counter() - start
     for parameter in small.parameters():
         parameter.requires_grad_(True)

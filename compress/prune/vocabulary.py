@@ -1,0 +1,55 @@
+"""Embedding rows of tokens that the data never has: they go, and such tokens become the unknown token."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.graph import replace_module
+from compress.prune.context import Inputs
+from compress.prune.structure import Structure
+from deploy.errors import UserError
+
+SPECIAL = 1000  # low numbers, where tokenizers keep special tokens, single characters and the unknown token; they stay
+
+
+class FewerRows(nn.Module):
+    """An embedding with a table from token numbers to the rows that are left. index: [vocabulary], 0 standing for the unknown token's row."""
+
+    def __init__(self, embedding: nn.Embedding, rows: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(embedding.weight.detach()[rows].clone())
+        index = torch.zeros(embedding.num_embeddings, dtype=torch.int32)
+        index[rows] = torch.arange(len(rows), dtype=torch.int32)
+        self.register_buffer("index", index)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        index: Any = self.index
+        return nn.functional.embedding(index[tokens].long(), self.weight)
+
+
+def seen(structure: Structure, module: nn.Module, batches: Sequence[Inputs]) -> Tensor:
+    """Sorted token numbers that occur in the first input of the batches, with the special ones.
+
+    Raises UserError for models whose rows cannot go: there is no token embedding, or a language head gives them out.
+    """
+    if not structure.vocabulary:
+        raise UserError(f"--prune-vocabulary takes encoders of text (BERT, RoBERTa, DistilBERT); this is a {structure.family}")
+    embedding: Any = module.get_submodule(structure.vocabulary)
+    special = torch.arange(min(SPECIAL, embedding.num_embeddings))
+    return torch.cat([special, *(b[0].reshape(-1).long() for b in batches)]).unique()
+
+
+def shrink(module: nn.Module, name: str, rows: Tensor) -> nn.Module:
+    """A copy of `module` whose embedding `name` keeps the given rows. Raises UserError where another part shares its weights."""
+    module = copy.deepcopy(module)
+    embedding: Any = module.get_submodule(name)
+    owners = [n for n, p in module.named_parameters(remove_duplicate=False) if p is embedding.weight]
+    if len(owners) > 1:
+        raise UserError(f"--prune-vocabulary: {owners[1]} shares the rows of {name}, so the outputs would lose classes; leave it out")
+    replace_module(module, name, FewerRows(embedding, rows).train(module.training))
+    return module
