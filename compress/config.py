@@ -39,7 +39,7 @@ class CompressConfig:
     round_to: int = option(8, "pruned widths are multiples of this (neurons, hidden dimensions, channels)", low=1)
     prune_tokens: bool = option(False, "also merge tokens, layer by layer (ViT, DeiT)")
     prune_vocabulary: bool = option(
-        False, "remove embedding rows of tokens that neither --calib nor --train has; they become the unknown token"
+        False, "remove embedding rows of tokens that neither --calib nor --train has; such tokens share one row"
     )
     variant: str = option(
         "full",

@@ -16,6 +16,7 @@ from deploy.cli import main
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 FASHION = Path(__file__).resolve().parents[1] / "examples" / "fashion"
+VIT = FASHION.parent / "vit" / "fashion_vit.safetensors"
 MODEL, CALIB, TEST = (str(FASHION / n) for n in ("fashion_cnn.safetensors", "calib.npz", "test1000.npz"))
 
 

@@ -67,10 +67,10 @@ def measure(module: nn.Module, structure: Structure, example: Sequence[Tensor]) 
     Softmax, norms and activations are not counted (as is usual). Tied parameters count once.
     """
     samples = max(1, example[0].shape[0])
-    groups_of: dict[str, list[str]] = {}
+    groups_of: dict[str, list[tuple[int, str]]] = {}  # (axis, group): a weight may follow one group along both axes
     for group in structure.groups:
         for cut in group.cuts:
-            groups_of.setdefault(cut.parameter, []).append(group.name)
+            groups_of.setdefault(cut.parameter, []).append((cut.axis, group.name))
     positions: dict[str, int] = {}
     tokens: dict[str, tuple[int, ...]] = {}
     macs: list[Term] = []
@@ -92,7 +92,7 @@ def measure(module: nn.Module, structure: Structure, example: Sequence[Tensor]) 
             handle.remove()
     for name, rows in positions.items():
         weight: Any = layers[name].weight
-        macs.append(Term(rows * weight.numel() / samples, tuple(groups_of.get(f"{name}.weight", ()))))
+        macs.append(Term(rows * weight.numel() / samples, tuple(g for _, g in groups_of.get(f"{name}.weight", ()))))
     for group in structure.of(HEAD):
         shape = tokens[group.output]
         keys = tokens[group.key or group.output][-2]
@@ -104,6 +104,6 @@ def measure(module: nn.Module, structure: Structure, example: Sequence[Tensor]) 
             continue
         seen.add(id(value))
         names = [n for n, v in module.named_parameters(remove_duplicate=False) if v is value]
-        cut = dict.fromkeys(g for n in names for g in groups_of.get(n, ()))
-        parameters.append(Term(value.numel(), tuple(cut)))
+        cut = dict.fromkeys(row for n in names for row in groups_of.get(n, ()))
+        parameters.append(Term(value.numel(), tuple(g for _, g in cut)))
     return Size(tuple(macs), tuple(parameters))

@@ -1,4 +1,4 @@
-"""Embedding rows of tokens that the data never has: they go, and such tokens become the unknown token."""
+"""Embedding rows of tokens that the data never has: they go, and such tokens share one row, the mean of those that went."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ from compress.prune.context import Inputs
 from compress.prune.structure import Structure
 from deploy.errors import UserError
 
-SPECIAL = 1000  # low numbers, where tokenizers keep special tokens, single characters and the unknown token; they stay
+SPECIAL = 1000  # low numbers, where tokenizers keep special tokens and single characters; they stay
 
 
 class FewerRows(nn.Module):
-    """An embedding with a table from token numbers to the rows that are left. index: [vocabulary], 0 standing for the unknown token's row."""
+    """An embedding with a table from token numbers to the rows that are left; all others have the last row. index: [vocabulary]."""
 
     def __init__(self, embedding: nn.Embedding, rows: Tensor) -> None:
         super().__init__()
-        self.weight = nn.Parameter(embedding.weight.detach()[rows].clone())
-        index = torch.zeros(embedding.num_embeddings, dtype=torch.int32)
+        whole = embedding.weight.detach()
+        gone = torch.ones(len(whole), dtype=torch.bool)
+        gone[rows] = False
+        other = whole[gone].mean(0) if bool(gone.any()) else whole[0]
+        self.weight = nn.Parameter(torch.cat([whole[rows], other[None]]))
+        index = torch.full((len(whole),), len(rows), dtype=torch.int32)
         index[rows] = torch.arange(len(rows), dtype=torch.int32)
         self.register_buffer("index", index)
 

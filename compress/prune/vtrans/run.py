@@ -118,7 +118,7 @@ def _train_masks(
             down.step()
             up.step()
             schedule.step()
-            curve.append([round(float(loss), 5), round(float(share), 4)])
+            curve.append([round(float(loss.detach()), 5), round(float(share.detach()), 4)])
     return masks, curve
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from compress.prune.size import Size
 from compress.prune.structure import Structure
 
-SLOPE = 2.0  # of the soft decision whose gradient stands in for the hard one's
-MEAN, LOG_VARIANCE = 1.0, -5.0
+SLOPE = 1.0  # of the soft decision whose gradient stands in for the hard one's
+MEAN, LOG_VARIANCE = 1.0, -6.0
 
 
 class Vib(nn.Module):
