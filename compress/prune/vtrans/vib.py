@@ -7,33 +7,36 @@ Neural Networks using the Variational Information Bottleneck": z = mu + eps * si
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from compress.prune.size import Size
 from compress.prune.structure import Structure
 
-SLOPE = 1.0  # of the soft decision whose gradient stands in for the hard one's
+SLOPE = 1.0  # of the sigmoid whose gradient stands in for that of the decision
 MEAN, LOG_VARIANCE = 1.0, -6.0
 
 
 class Vib(nn.Module):
-    """One mask over `units` units."""
+    """One mask over `units` units. threshold: the log alpha above which a unit is removed, 0 in the paper, moved by the size's target here."""
 
     def __init__(self, units: int, generator: torch.Generator) -> None:
         super().__init__()
         self.mean = nn.Parameter(MEAN + 0.01 * torch.randn(units, generator=generator))
         self.log_variance = nn.Parameter(LOG_VARIANCE + 0.01 * torch.randn(units, generator=generator))
+        self.threshold = 0.0
 
     def log_alpha(self) -> Tensor:
-        """log(sigma^2 / mu^2) [units]; below 0 the unit stays."""
+        """log(sigma^2 / mu^2) [units]."""
         return self.log_variance - (self.mean.square() + 1e-8).log()
 
     def kept(self) -> Tensor:
         """1 for units that stay, 0 for others [units]; its gradient is that of a sigmoid (straight through)."""
-        alpha = self.log_alpha()
-        soft = torch.sigmoid(-SLOPE * alpha)
-        return (alpha < 0).to(soft.dtype) + soft - soft.detach()
+        distance = self.threshold - self.log_alpha()
+        soft = torch.sigmoid(SLOPE * distance)
+        return (distance > 0).to(soft.dtype) + soft - soft.detach()
 
     def sample(self, rows: int, generator: torch.Generator) -> Tensor:
         """One noisy mask per row [rows, units], exactly 0 for removed units."""
@@ -65,13 +68,6 @@ class Masks(nn.Module):
                 found[group.name] = unit.sample(1, generator)[0]
         return found
 
-    def shares(self) -> dict[str, Tensor]:
-        """Share of units kept, by group, exact in value and with a gradient."""
-        return {
-            g.name: unit.kept().mean() * (layer.kept()[0] if g.output else 1.0)
-            for g, unit, layer in zip(self.structure.groups, self.units, self.layers, strict=True)
-        }
-
     def divergence(self, size: Size) -> Tensor:
         """Sum of the KL terms, each unit's weighed by its parameters as a share of all."""
         total = torch.zeros(())
@@ -80,7 +76,7 @@ class Masks(nn.Module):
             amount = sum(t.amount for t in size.parameter_terms if group.name in t.groups) / whole
             total = total + unit.divergence() * (amount / group.units)
             if group.output:
-                total = total + layer.divergence() * amount
+                total = total + layer.divergence() * (amount / group.units)
         return total
 
     @torch.no_grad()
@@ -93,10 +89,37 @@ class Masks(nn.Module):
 
     @torch.no_grad()
     def log_alphas(self) -> dict[str, Tensor]:
-        """log alpha by group [units]; a branch that is removed whole has all of its units above every other."""
+        """What decides, by group [units]: a unit's log alpha, or its branch's where that is larger (such a branch goes whole)."""
         found = {}
         for group, unit, layer in zip(self.structure.groups, self.units, self.layers, strict=True):
             alpha = unit.log_alpha()
-            gone = bool(group.output) and bool(layer.log_alpha()[0] >= 0)
-            found[group.name] = alpha + 1e3 if gone else alpha
+            found[group.name] = alpha.maximum(layer.log_alpha()) if group.output else alpha
         return found
+
+    @torch.no_grad()
+    def shares(self) -> dict[str, Tensor]:
+        """Share of units under the threshold, by group."""
+        return {n: (a < self.threshold).float().mean() for n, a in self.log_alphas().items()}
+
+    @property
+    def threshold(self) -> float:
+        """The log alpha above which units are removed, the same everywhere."""
+        return next(p.threshold for p in self.modules() if isinstance(p, Vib))
+
+    def project(self, share: Callable[[dict[str, Tensor]], float], aim: float) -> None:
+        """Move the threshold to where the size is `aim`: at most the paper's 0 while that already meets it."""
+        alphas = self.log_alphas()
+        low, high = -30.0, 0.0
+        for _ in range(24):
+            middle = (low + high) / 2 if share({n: (a < high).float().mean() for n, a in alphas.items()}) > aim else high
+            if middle == high:
+                break
+            if share({n: (a < middle).float().mean() for n, a in alphas.items()}) > aim:
+                high = middle
+            else:
+                low = middle
+            if high - low < 1e-3:
+                break
+        for part in self.modules():
+            if isinstance(part, Vib):
+                part.threshold = high
