@@ -1,6 +1,7 @@
 """Pruning MiniLM without retraining: accuracy, likeness to the dense embeddings and latency, by method, with and without refit.
 
     python bench/prune_text.py table [--seeds 0 1 2] [--data reuters-r8 20newsgroups lee]
+    python bench/prune_text.py vtrans [--only faster fast full]
     python bench/prune_text.py speed
 """
 
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.common import BENCH, save, stamp
+from bench.common import BENCH, merge, save, stamp
 from bench.texts import Classified, classifier, documents, embed, lee, minilm
 from compress.prune.context import Context
 from compress.prune.refit import refit
@@ -135,15 +136,51 @@ def table(names: Sequence[str], seeds: Sequence[int]) -> None:
             save("prune_text", {**stamp(), **result})
 
 
+def vtrans(variants: Sequence[str]) -> None:
+    """VTrans to half of the parameters, embeddings included: 20 newsgroups without labels; the head is trained once on dense embeddings and kept."""
+    from compress.api import compress
+    from compress.config import CompressConfig
+    from compress.recipe import state_of, stored_bytes
+    from deploy.data import Batch
+
+    name = "20newsgroups"
+    encoder = minilm()
+    task = Task(name, encoder)
+    pool = documents(name, "train", 8000, 0)
+    training = [Batch(tuple(x.numpy() for x in pool.inputs))]
+    calibration = [Batch(tuple(x.numpy() for x in row)) for row in task.calibration(0)[0]]
+    whole = stored_bytes(state_of(encoder))
+    for variant in variants:
+        config = CompressConfig(prune="vtrans", params=0.5, train="x", batch=32, prune_epochs=3, variant=variant, bits=32, controls=False)
+        start = time.perf_counter()
+        result = compress(encoder, config, inputs=encoder.inputs, calibration=calibration, training=training)
+        seconds = time.perf_counter() - start
+        row = result.record["prune"]
+        size = stored_bytes(state_of(result.module))
+        rows = merge("prune_vtrans", [
+            {
+                "variant": variant, "target": 0.5, "parameters_left": row["parameters_left"], "macs_left": row["macs_left"], "seconds": seconds,
+                "steps": row["vtrans"]["steps"], "samples": row["vtrans"]["samples"], "bytes": size, "bytes_dense": whole, "threads": torch.get_num_threads(),
+                "hidden": next(g["kept"] for g in row["groups"].values() if g["kind"] == "hidden"), **task.measure(result.module),
+                "peak_bytes": row["peak_bytes"],
+            }
+        ], "variant")  # fmt: skip
+        print(rows[-1], flush=True)
+        save("prune_vtrans", {**stamp(), "dense": task.measure(encoder), "rows": rows})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("table", "speed"))
+    parser.add_argument("what", choices=("table", "vtrans", "speed"))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--data", nargs="*", default=["20newsgroups", "reuters-r8", "lee"])
+    parser.add_argument("--only", nargs="*", default=["faster", "fast", "full"])
     args = parser.parse_args()
     torch.manual_seed(0)
     if args.what == "table":
         table(args.data, args.seeds)
+    elif args.what == "vtrans":
+        vtrans(args.only)
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
 
 

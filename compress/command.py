@@ -85,6 +85,16 @@ def plan(config: CompressConfig) -> list[str]:
     ]
 
 
+def _pruned(row: dict[str, Any]) -> str:
+    """What was removed, and how the method stands beside the controls."""
+    text = f"pruned by {row['method']}: {row['macs_left'] * 100:.1f} % of the MACs and {row['parameters_left'] * 100:.1f} % of the parameters stay ({row['seconds']:.0f} s)"
+    errors = dict(row.get("output_error", {}))
+    if errors:
+        own = errors.pop(row["method"])
+        text += f"; output error {own:.3f}, controls: " + ", ".join(f"{n} {v:.3f}" for n, v in sorted(errors.items(), key=lambda p: p[1]))
+    return text
+
+
 def describe(summary: dict[str, Any], folder: Path) -> Outcome:
     lines = [
         summary["notice"],
@@ -94,6 +104,8 @@ def describe(summary: dict[str, Any], folder: Path) -> Outcome:
         + (f", {summary['left_in_float']} layers left in float" if summary["left_in_float"] else ""),
         f"size {summary['float_bytes'] / 1e6:.2f} MB -> {summary['bytes'] / 1e6:.2f} MB ({summary['float_bytes'] / summary['bytes']:.2f}x smaller)",
     ]
+    if summary.get("prune"):
+        lines.insert(1, _pruned(summary["prune"]))
     accuracy, tuned = summary.get("accuracy", {}), summary.get("finetune", {})
     if summary.get("search"):
         lines.append(
@@ -110,6 +122,8 @@ def describe(summary: dict[str, Any], folder: Path) -> Outcome:
             + (f"post-training {before['compressed_percent']:.2f} % -> fine-tuned" if before else "compressed")
             + f" {accuracy['compressed_percent']:.2f} % ({int(accuracy['samples'])} samples)"
         )
+    elif "cosine" in accuracy:
+        lines.append(f"cosine to the float model's vectors {accuracy['cosine']:.4f} ({int(accuracy['samples'])} samples)")
     elif "agreement_percent" in accuracy:
         lines.append(
             f"same class as the float model on {accuracy['agreement_percent']:.1f} % of {int(accuracy['samples'])} calibration samples"

@@ -37,6 +37,9 @@ class CompressConfig:
         True, "after one-shot pruning, refit the output projections to the dense model (least squares, no labels)"
     )
     round_to: int = option(8, "pruned widths are multiples of this (neurons, hidden dimensions, channels)", low=1)
+    controls: bool = option(
+        True, "also prune by Fisher information, activation norm, magnitude and at random, and report their errors beside"
+    )
     prune_tokens: bool = option(False, "also merge tokens, layer by layer (ViT, DeiT)")
     prune_vocabulary: bool = option(
         False, "remove embedding rows of tokens that neither --calib nor --train has; such tokens share one row"
@@ -47,7 +50,7 @@ class CompressConfig:
         choices=("full", "fast", "faster"),
     )
     prune_epochs: float = option(4.0, "epochs of --prune vtrans over its samples, half of them for masks", low=0.01)
-    prune_lr: float = option(1e-4, "step of the weights in --prune vtrans (AdamW)", low=0)
+    prune_lr: float = option(2e-4, "step of the weights in --prune vtrans (AdamW)", low=0)
     calib_samples: int = option(300, "calibration samples", low=1)
     eval: str = option("", "labelled data for the accuracy at every stage (same forms as --calib)")
     eval_samples: int = option(10000, "evaluation samples at most", low=1)

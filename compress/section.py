@@ -20,6 +20,8 @@ def _accuracy(record: dict[str, Any]) -> Table | None:
             tuple(_stages(record)),
             f"same class as float on {rows['agreement_percent']:.2f} % of the samples; {rows['sqnr_db']:.1f} dB signal to noise",
         )
+    if "cosine" in rows:
+        return Table("Likeness to the float model's vectors", ("figure", "value"), (("mean cosine", f"{rows['cosine']:.4f}"), ("samples", int(rows["samples"]))), "no labels needed")
     if "agreement_percent" in rows:
         return Table(
             "Agreement with the float model",
@@ -42,6 +44,39 @@ def _stages(record: dict[str, Any]) -> list[tuple[str, str, int]]:
         rows.append(("post-training quantized (torch)", f"{before['compressed_percent']:.2f}", int(before["samples"])))
     name = "fine-tuned (torch)" if before else "compressed (torch)"
     return [*rows, (name, f"{now['compressed_percent']:.2f}", int(now["samples"]))]
+
+
+def _pruning(record: dict[str, Any]) -> list[Any]:
+    """What every group keeps, and the method beside the controls."""
+    row = record.get("prune")
+    if not row:
+        return []
+    parts: list[Any] = []
+    if row.get("output_error"):
+        errors = row["output_error"]
+        parts.append(
+            Bars(
+                "Pruning: squared error of the output over its variance",
+                tuple(errors),
+                tuple(errors.values()),
+                "",
+                note="the same target by the method and by the controls, all refitted alike, on the calibration samples",
+            )
+        )
+    if row.get("vtrans"):
+        made = row["vtrans"]
+        steps = tuple(float(k) for k in range(len(made["share"])))
+        parts.append(Curves("VTrans: expected size while the masks are trained", (("share", steps, tuple(made["share"])),), "part of the training", "share of the target's measure"))
+    parts.append(
+        Table(
+            "Pruning: units kept",
+            ("group", "kind", "kept", "of"),
+            tuple((n, g["kind"], g["kept"], g["units"]) for n, g in row["groups"].items()),
+            f"{row['method']}: {row['macs_left'] * 100:.1f} % of the MACs, {row['parameters_left'] * 100:.1f} % of the parameters, {row['seconds']:.0f} s"
+            + (f"; tokens that leave each block: {', '.join(map(str, row['tokens']))}" if row.get("tokens") else ""),
+        )
+    )
+    return parts
 
 
 def _training(record: dict[str, Any]) -> list[Any]:
@@ -148,6 +183,7 @@ def section(folder: Path, manifest: dict[str, Any]) -> Section:
         ),
     )
     parts: list[Any] = [t for t in (_accuracy(record),) if t is not None]
+    parts += _pruning(record)
     parts += _training(record)
     parts += _search(record, manifest["config"])
     parts.append(layers)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from compress.config import CompressConfig
 from compress.graph import relative_error
 from compress.prune.context import Context, Inputs
+from compress.prune.controls import controls, output_error
 from compress.prune.mask import masked
 from compress.prune.prepare import prepare
 from compress.prune.refit import refit
@@ -125,6 +126,8 @@ def prune(
         record["chosen_s"] = time.perf_counter() - start
         if config.refit:
             record["refit"] = refit(small, dense, structure, keep, batches)
+        if config.controls and not config.prune_tokens:
+            record["output_error"] = {config.prune: output_error(small, dense, batches)} | controls(context, config.refit)
         if schedule:
             from compress.prune.tokens import merging
 

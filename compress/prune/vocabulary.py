@@ -26,14 +26,15 @@ class FewerRows(nn.Module):
         gone = torch.ones(len(whole), dtype=torch.bool)
         gone[rows] = False
         other = whole[gone].mean(0) if bool(gone.any()) else whole[0]
-        self.weight = nn.Parameter(torch.cat([whole[rows], other[None]]))
+        self.table = nn.Embedding.from_pretrained(torch.cat([whole[rows], other[None]]), freeze=False)
         index = torch.full((len(whole),), len(rows), dtype=torch.int32)
         index[rows] = torch.arange(len(rows), dtype=torch.int32)
         self.register_buffer("index", index)
 
     def forward(self, tokens: Tensor) -> Tensor:
         index: Any = self.index
-        return nn.functional.embedding(index[tokens].long(), self.weight)
+        out: Tensor = self.table(index[tokens].long())
+        return out
 
 
 def seen(structure: Structure, module: nn.Module, batches: Sequence[Inputs]) -> Tensor:

@@ -36,8 +36,8 @@ from deploy.errors import UserError
 from deploy.progress import track
 
 FAST = 0.03  # share of the samples
-LEAST = 150  # steps of a phase at least
-MASK_RATE, WEIGHT_DECAY = 0.1, 0.01
+LEAST = 200  # steps of a phase at least
+MASK_RATE, WEIGHT_DECAY = 0.05, 0.01
 BOTTLENECK = 0.05  # weight of the KL term, whose units are weighed by their parameters
 START, RAMP = 0.15, 0.7  # of the steps: where the size begins to fall, and where it is at the target
 FEATURES = 0.5  # weight of the blocks' features beside the outputs
