@@ -1,6 +1,6 @@
 """Train the small ViT of the pruning examples on Fashion-MNIST: 6 blocks of 64 dimensions, 4 heads, 50 tokens; about 20 minutes on one core.
 
-    python bench/train_vit.py [--epochs 16]      # writes examples/vit/fashion_vit.safetensors and bench/train_vit.json
+python bench/train_vit.py [--epochs 16]      # writes examples/vit/fashion_vit.safetensors and bench/train_vit.json
 """
 
 from __future__ import annotations
@@ -70,7 +70,16 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     state = {k: v.contiguous() for k, v in model.state_dict().items()}
     store(FOLDER / "fashion_vit.safetensors", state, {"arch": f"timm:{ARCH}", "arch_args": json.dumps(ARGS)})
-    save("train_vit", {**stamp(), "epochs": epochs, "top1": curve, "seconds": time.time() - start, "note": "the last epoch is taken, whatever its accuracy"})
+    save(
+        "train_vit",
+        {
+            **stamp(),
+            "epochs": epochs,
+            "top1": curve,
+            "seconds": time.time() - start,
+            "note": "the last epoch is taken, whatever its accuracy",
+        },
+    )
 
 
 if __name__ == "__main__":

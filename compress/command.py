@@ -41,22 +41,29 @@ def inputs(config: CompressConfig) -> dict[str, Path]:
 def check(config: CompressConfig) -> None:
     """Settings that exclude each other. Raises UserError."""
     if 8 < config.bits < 32:
-        raise UserError(f"--bits {config.bits} is no width of this tool; give 2 to 8, or 32 for float weights")
+        raise UserError(f"--bits takes 2 to 8, or 32 for float weights; it is {config.bits}")
     if config.bits == 32 and (config.finetune or config.budget or config.sensitivity):
-        raise UserError("--bits 32 quantizes nothing, so there is nothing for --finetune, --budget or --sensitivity; give 2 to 8 bits")
+        raise UserError(
+            "--bits 32 quantizes nothing, so there is nothing for --finetune, --budget or --sensitivity; give 2 to 8 bits"
+        )
     trains = config.prune == "vtrans"
     if config.train and not (config.finetune or trains or config.prune == "channels"):
         raise UserError("--train is for --finetune; give both or neither")
     if trains and not config.train:
         raise UserError("--prune vtrans trains its masks; give --train DATA (labels are optional)")
     if config.prune and not (0 < config.macs < 1 or 0 < config.params < 1):
-        raise UserError("--prune wants a target: give --macs 0.6 (share of the multiply-accumulates that stays)" + (" or --params 0.3" if trains else ""))
+        raise UserError(
+            "--prune wants a target: give --macs 0.6 (share of the multiply-accumulates that stays)"
+            + (" or --params 0.3" if trains else "")
+        )
     if config.prune and config.macs and config.params:
         raise UserError("--macs and --params are two targets; give one")
     if config.params and config.prune not in ("vtrans", "channels"):
         raise UserError("--params is a target of --prune vtrans and channels; give --macs for the others")
     if not config.prune and (config.macs or config.params or config.prune_tokens or config.prune_vocabulary):
-        raise UserError("--macs, --params, --prune-tokens and --prune-vocabulary belong to --prune METHOD; give one, for example --prune optin")
+        raise UserError(
+            "--macs, --params, --prune-tokens and --prune-vocabulary belong to --prune METHOD; give one, for example --prune optin"
+        )
 
 
 def plan(config: CompressConfig) -> list[str]:
@@ -68,7 +75,9 @@ def plan(config: CompressConfig) -> list[str]:
         f"load {config.model}" + (f" as {config.arch}" if config.arch else ""),
         "merge training-time branches" + (", fold BatchNorm" if config.fold else ""),
         *(
-            [f"prune by {config.prune} to {config.macs or config.params:g} of the {'MACs' if config.macs else 'parameters'}"]
+            [
+                f"prune by {config.prune} to {config.macs or config.params:g} of the {'MACs' if config.macs else 'parameters'}"
+            ]
             if config.prune
             else []
         ),
@@ -91,7 +100,9 @@ def _pruned(row: dict[str, Any]) -> str:
     errors = dict(row.get("output_error", {}))
     if errors:
         own = errors.pop(row["method"])
-        text += f"; output error {own:.3f}, controls: " + ", ".join(f"{n} {v:.3f}" for n, v in sorted(errors.items(), key=lambda p: p[1]))
+        text += f"; output error {own:.3f}, controls: " + ", ".join(
+            f"{n} {v:.3f}" for n, v in sorted(errors.items(), key=lambda p: p[1])
+        )
     return text
 
 
@@ -123,7 +134,9 @@ def describe(summary: dict[str, Any], folder: Path) -> Outcome:
             + f" {accuracy['compressed_percent']:.2f} % ({int(accuracy['samples'])} samples)"
         )
     elif "cosine" in accuracy:
-        lines.append(f"cosine to the float model's vectors {accuracy['cosine']:.4f} ({int(accuracy['samples'])} samples)")
+        lines.append(
+            f"cosine to the float model's vectors {accuracy['cosine']:.4f} ({int(accuracy['samples'])} samples)"
+        )
     elif "agreement_percent" in accuracy:
         lines.append(
             f"same class as the float model on {accuracy['agreement_percent']:.1f} % of {int(accuracy['samples'])} calibration samples"
@@ -147,6 +160,10 @@ STAGE = Stage(
         Requirement("torch", "package", "nothing", "pip install torch"),
         Requirement("brevitas", "package", "no quantization", "pip install brevitas"),
         Requirement("timm", "package", "no timm architectures", "pip install timm"),
+        Requirement(
+            "transformers", "package", "no transformers architectures", "pip install 'deploy-toolchain[transformers]'"
+        ),
+        Requirement("torch_pruning", "package", "no --prune channels", "pip install 'deploy-toolchain[prune]'"),
         Requirement("torchvision", "package", "no torchvision architectures", "pip install torchvision"),
     ),
 )

@@ -38,7 +38,8 @@ class CompressConfig:
     )
     round_to: int = option(8, "pruned widths are multiples of this (neurons, hidden dimensions, channels)", low=1)
     controls: bool = option(
-        True, "also prune by Fisher information, activation norm, magnitude and at random, and report their errors beside"
+        True,
+        "also prune by Fisher information, activation norm, magnitude and at random, and report their errors beside",
     )
     prune_tokens: bool = option(False, "also merge tokens, layer by layer (ViT, DeiT)")
     prune_vocabulary: bool = option(

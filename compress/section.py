@@ -21,7 +21,12 @@ def _accuracy(record: dict[str, Any]) -> Table | None:
             f"same class as float on {rows['agreement_percent']:.2f} % of the samples; {rows['sqnr_db']:.1f} dB signal to noise",
         )
     if "cosine" in rows:
-        return Table("Likeness to the float model's vectors", ("figure", "value"), (("mean cosine", f"{rows['cosine']:.4f}"), ("samples", int(rows["samples"]))), "no labels needed")
+        return Table(
+            "Likeness to the float model's vectors",
+            ("figure", "value"),
+            (("mean cosine", f"{rows['cosine']:.4f}"), ("samples", int(rows["samples"]))),
+            "no labels needed",
+        )
     if "agreement_percent" in rows:
         return Table(
             "Agreement with the float model",
@@ -66,7 +71,14 @@ def _pruning(record: dict[str, Any]) -> list[Any]:
     if row.get("vtrans"):
         made = row["vtrans"]
         steps = tuple(float(k) for k in range(len(made["share"])))
-        parts.append(Curves("VTrans: expected size while the masks are trained", (("share", steps, tuple(made["share"])),), "part of the training", "share of the target's measure"))
+        parts.append(
+            Curves(
+                "VTrans: expected size while the masks are trained",
+                (("share", steps, tuple(made["share"])),),
+                "part of the training",
+                "share of the target's measure",
+            )
+        )
     parts.append(
         Table(
             "Pruning: units kept",

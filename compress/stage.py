@@ -128,7 +128,9 @@ def run_stage(config: CompressConfig, folder: Path) -> dict[str, Any]:
         "ptq_accuracy": record.get("ptq_accuracy", {}),
         "finetune": {k: v for k, v in record.get("finetune", {}).items() if k not in ("loss", "losses", "metrics")},
         "methods": record["methods"],
-        "prune": {k: v for k, v in record.get("prune", {}).items() if k not in ("groups", "vtrans", "refit", "training")},
+        "prune": {
+            k: v for k, v in record.get("prune", {}).items() if k not in ("groups", "vtrans", "refit", "training")
+        },
     }
 
 

@@ -45,7 +45,9 @@ class Architecture:
     name: str
     build: Callable[..., nn.Module]
     own_args: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda state: {}
-    place: Callable[[Mapping[str, Any], Any], Mapping[str, Any]] = lambda state, module: state  # a file's keys -> the module's
+    place: Callable[[Mapping[str, Any], Any], Mapping[str, Any]] = lambda state, module: (
+        state
+    )  # a file's keys -> the module's
 
 
 def parse_args(pairs: tuple[str, ...]) -> dict[str, Any]:
@@ -190,7 +192,9 @@ def describe_inputs(module: nn.Module, name: str) -> tuple[tuple[InputSpec, ...]
         cfg = resolve_data_config({}, model=module)
         channels, height, width = (int(n) for n in cfg["input_size"])
         channels = _first_channels(module) or channels
-        size = getattr(getattr(module, "patch_embed", None), "img_size", None)  # as it was built, where its position table fixes it
+        size = getattr(
+            getattr(module, "patch_embed", None), "img_size", None
+        )  # as it was built, where its position table fixes it
         if isinstance(size, tuple) and size != (height, width) and not getattr(module, "dynamic_img_size", False):
             height, width = int(size[0]), int(size[1])
         spec = InputSpec("input", (1, channels, height, width))

@@ -41,7 +41,9 @@ class HubModel(nn.Module):
             size = getattr(config, "image_size", 224)
             height, width = size if isinstance(size, (list, tuple)) else (size, size)
             self.names = (model.main_input_name,)
-            self.inputs = (InputSpec(self.names[0], (1, int(getattr(config, "num_channels", 3)), int(height), int(width))),)
+            self.inputs = (
+                InputSpec(self.names[0], (1, int(getattr(config, "num_channels", 3)), int(height), int(width))),
+            )
             self.preprocess = Preprocess((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), int(height))
 
     def restore_at(self, prefix: str) -> str:
@@ -50,7 +52,11 @@ class HubModel(nn.Module):
 
     def heads(self) -> tuple[str, ...]:
         """Names of what the wrapped model gives: 'logits' where it has a head."""
-        return ("logits",) if type(self.model).__name__.partition("For")[1] or type(self.model).__name__.endswith("HeadModel") else ("last_hidden_state",)
+        return (
+            ("logits",)
+            if type(self.model).__name__.partition("For")[1] or type(self.model).__name__.endswith("HeadModel")
+            else ("last_hidden_state",)
+        )
 
     def forward(self, *values: Tensor) -> Tensor:
         given: dict[str, Any] = dict(zip(self.names, values, strict=False))
@@ -73,9 +79,12 @@ def build(name: str) -> Callable[..., nn.Module]:
     try:
         import transformers
     except ImportError:
-        raise UserError(f"transformers:{name} needs the transformers package; pip install 'deploy-toolchain[transformers]'") from None
-    cls = getattr(transformers, name, None)
-    if not isinstance(cls, type) or not issubclass(cls, transformers.PreTrainedModel) or cls.config_class is None:
+        raise UserError(
+            f"transformers:{name} needs the transformers package; pip install 'deploy-toolchain[transformers]'"
+        ) from None
+    found = getattr(transformers, name, None)
+    cls: Any = found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else None
+    if cls is None or cls.config_class is None:
         raise UserError(f"transformers has no model class {name!r}; give for example transformers:BertModel")
 
     def factory(pooling: str = "", normalize: bool = False, tokens: int = 0, **config: Any) -> nn.Module:
@@ -105,7 +114,9 @@ def place_keys(state: Mapping[str, Any], module: nn.Module) -> dict[str, Any]:
                 found[name] = value
                 break
         else:
-            if not key.endswith(("position_ids", "rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")) and not key.startswith("cls."):
+            if not key.endswith(
+                ("position_ids", "rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+            ) and not key.startswith("cls."):
                 found[key] = value
     tied: dict[int, list[str]] = {}
     for name, value in module.named_parameters(remove_duplicate=False):
@@ -132,7 +143,13 @@ def read_config(path: Path) -> tuple[str, dict[str, Any]] | None:
     try:
         pooling = json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
         modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-        args["pooling"] = "mean" if pooling.get("pooling_mode_mean_tokens") else "cls" if pooling.get("pooling_mode_cls_token") else ""
+        args["pooling"] = (
+            "mean"
+            if pooling.get("pooling_mode_mean_tokens")
+            else "cls"
+            if pooling.get("pooling_mode_cls_token")
+            else ""
+        )
         args["normalize"] = any(str(m.get("type", "")).endswith("Normalize") for m in modules)
         limit = json.loads((folder / "sentence_bert_config.json").read_text(encoding="utf-8")).get("max_seq_length")
         if isinstance(limit, int):
@@ -140,4 +157,3 @@ def read_config(path: Path) -> tuple[str, dict[str, Any]] | None:
     except (OSError, ValueError, AttributeError, TypeError):
         pass
     return f"transformers:{names[0]}", args
-

@@ -102,7 +102,10 @@ def _kind(model: onnx.ModelProto) -> str:
     """What a compressed file is, from its operators and stored types."""
     ops = {n.op_type for n in model.graph.node}
     bits = "int4-stored" if any(i.data_type == onnx.TensorProto.INT4 for i in model.graph.initializer) else "int8"
-    integers = any(i.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT4) for i in model.graph.initializer)
+    integers = any(
+        i.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT4)
+        for i in model.graph.initializer
+    )
     if not integers and not ops & {"QuantizeLinear", "DynamicQuantizeLinear"}:
         return "float32 compressed"
     if "QuantizeLinear" in ops and "DynamicQuantizeLinear" in ops:

@@ -69,7 +69,9 @@ def fisher(module: nn.Module, batches: Sequence[Inputs], seed: int) -> dict[str,
             for name, value in kept.items():
                 if value.grad is None:
                     continue
-                gate = (value.detach() * value.grad).flatten(2).sum(2) if value.ndim == 4 else value.detach() * value.grad
+                gate = (
+                    (value.detach() * value.grad).flatten(2).sum(2) if value.ndim == 4 else value.detach() * value.grad
+                )
                 gate = gate.reshape(-1, gate.shape[-1]) if gate.ndim > 2 else gate
                 found[name] = found.get(name, torch.zeros(gate.shape[1])) + gate.square().sum(0)
             module.zero_grad()
@@ -96,7 +98,9 @@ class _Importance:
         return total
 
 
-def _cut(module: nn.Module, example: Inputs, scores: dict[str, Tensor], ratio: float, config: CompressConfig) -> tuple[nn.Module, list[Any]]:
+def _cut(
+    module: nn.Module, example: Inputs, scores: dict[str, Tensor], ratio: float, config: CompressConfig
+) -> tuple[nn.Module, list[Any]]:
     package = _package()
     small = copy.deepcopy(module)
     for parameter in small.parameters():
@@ -111,7 +115,9 @@ def _cut(module: nn.Module, example: Inputs, scores: dict[str, Tensor], ratio: f
     return small, pruner.pruning_history()
 
 
-def prune(module: nn.Module, config: CompressConfig, batches: Sequence[Inputs], training: Sequence[Batch] | None) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+def prune(
+    module: nn.Module, config: CompressConfig, batches: Sequence[Inputs], training: Sequence[Batch] | None
+) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
     """(smaller module, its recipe, record). Raises UserError without samples or for a target that whole channels do not reach."""
     if not batches:
         raise UserError("--prune channels measures the network on samples; give --calib DATA (labels are not needed)")
@@ -144,17 +150,35 @@ def prune(module: nn.Module, config: CompressConfig, batches: Sequence[Inputs], 
     small, history, got = best
     error = 0.0
     settle(small, batches)
-    recipe = {"form": "channels", "history": [[n, bool(o), [int(i) for i in index]] for n, o, index in history], "example": [[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in example]}
-    record: dict[str, Any] = {"method": "channels", "family": "convolutional", "macs": float(whole.macs()), "parameters": float(whole.parameters()), "equal": error}
+    recipe = {
+        "form": "channels",
+        "history": [[n, bool(o), [int(i) for i in index]] for n, o, index in history],
+        "example": [[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in example],
+    }
+    record: dict[str, Any] = {
+        "method": "channels",
+        "family": "convolutional",
+        "macs": float(whole.macs()),
+        "parameters": float(whole.parameters()),
+        "equal": error,
+    }
     if training:
         from compress.prune.vtrans.run import train_weights
 
         samples = Samples.of(training)
         steps = max(1, round(config.prune_epochs * len(samples) / config.batch))
-        record["training"] = {"samples": len(samples), "steps": steps, "loss": train_weights(small, module, (), samples, config, steps)[:: max(1, steps // 200)]}
+        record["training"] = {
+            "samples": len(samples),
+            "steps": steps,
+            "loss": train_weights(small, module, (), samples, config, steps)[:: max(1, steps // 200)],
+        }
         settle(small, batches)
     now = measure(small, PLAIN, example)
-    record |= {"macs_left": float(now.macs() / whole.macs()), "parameters_left": float(now.parameters() / whole.parameters()), "seconds": time.perf_counter() - start}
+    record |= {
+        "macs_left": float(now.macs() / whole.macs()),
+        "parameters_left": float(now.parameters() / whole.parameters()),
+        "seconds": time.perf_counter() - start,
+    }
     before = {n: m.weight.shape[0] for n, m in module.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
     after = {n: m.weight.shape[0] for n, m in small.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
     record["groups"] = {n: {"kind": "channel", "units": c, "kept": after[n]} for n, c in before.items()}

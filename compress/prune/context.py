@@ -43,7 +43,9 @@ class Context:
     @property
     def budget(self) -> float:
         """MACs per sample that the branches (heads and neurons) may take."""
-        fixed = self.size.macs() - sum(self.size.per_unit(self.structure)[g.name] * g.units for g in self.structure.branches())
+        fixed = self.size.macs() - sum(
+            self.size.per_unit(self.structure)[g.name] * g.units for g in self.structure.branches()
+        )
         return self.macs * float(self.size.macs()) - fixed
 
 

@@ -50,7 +50,9 @@ def _hook_output(module: nn.Module, group: Group, masks: Mapping[str, Tensor], s
     stack.callback(module.get_submodule(group.output).register_forward_pre_hook(before).remove)
 
 
-def _hook_norm(module: nn.Module, name: str, blocks: int, group: Group, masks: Mapping[str, Tensor], stack: ExitStack) -> None:
+def _hook_norm(
+    module: nn.Module, name: str, blocks: int, group: Group, masks: Mapping[str, Tensor], stack: ExitStack
+) -> None:
     def after(layer: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
         return kept_norm(layer, args[0], masks[group.name].repeat(blocks))
 

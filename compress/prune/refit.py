@@ -32,7 +32,9 @@ def _place(group: Group) -> dict[str, str]:
     return {f"{group.sum}@sum": "in"} if group.sum else {f"{group.output}@out": "out"}
 
 
-def limited(batches: Sequence[Inputs], structure: Structure, tokens_of: str, module: nn.Module, most: int = TOKENS) -> list[Inputs]:
+def limited(
+    batches: Sequence[Inputs], structure: Structure, tokens_of: str, module: nn.Module, most: int = TOKENS
+) -> list[Inputs]:
     """As many batches as give `most` tokens at the module `tokens_of` (at least one)."""
     used: list[Inputs] = []
     count = 0
@@ -70,7 +72,14 @@ def solve(gram: Tensor, cross: Tensor, start: Tensor, ridge: float = RIDGE) -> T
 
 
 @torch.no_grad()
-def refit(small: nn.Module, dense: nn.Module, structure: Structure, keep: Keep, batches: Sequence[Inputs], ridge: float = RIDGE) -> dict[str, float]:
+def refit(
+    small: nn.Module,
+    dense: nn.Module,
+    structure: Structure,
+    keep: Keep,
+    batches: Sequence[Inputs],
+    ridge: float = RIDGE,
+) -> dict[str, float]:
     """Refit every branch of the slim model `small` in place; returns the share of the squared error that is left, by group.
 
     keep: what `small` was cut to. Hidden dimensions that were removed are left out of the targets.
@@ -100,12 +109,22 @@ def _projection(small: nn.Module, group: Group) -> tuple[str, Any]:
 
 
 def _refit_branch(
-    small: nn.Module, structure: Structure, group: Group, batches: Sequence[Inputs], targets: list[Tensor], hidden: Tensor | None, ridge: float
+    small: nn.Module,
+    structure: Structure,
+    group: Group,
+    batches: Sequence[Inputs],
+    targets: list[Tensor],
+    hidden: Tensor | None,
+    ridge: float,
 ) -> float:
     name, layer = _projection(small, group)
     emptied = type(layer).__name__ == "Emptied"
     bias = layer.bias
-    wanted = {f"{name}@out": "out"} | ({} if emptied else {f"{name}@in": "in"}) | ({f"{group.sum}@sum": "in"} if group.sum else {})
+    wanted = (
+        {f"{name}@out": "out"}
+        | ({} if emptied else {f"{name}@in": "in"})
+        | ({f"{group.sum}@sum": "in"} if group.sum else {})
+    )
     gram: Any = 0.0
     cross: Any = 0.0
     before = after = 0.0

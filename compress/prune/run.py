@@ -43,8 +43,14 @@ def rebuild(module: nn.Module, recipe: dict[str, Any]) -> nn.Module:
     for name, rows in recipe["keep"].items():
         group = structure.by_name.get(name)
         index = torch.tensor(rows, dtype=torch.long)
-        if group is None or (len(index) and (int(index.min()) < 0 or int(index.max()) >= group.units)) or len(index) < group.least:
-            raise UserError(f"the recipe keeps units of {name!r} that this model does not have; run deploy compress again")
+        if (
+            group is None
+            or (len(index) and (int(index.min()) < 0 or int(index.max()) >= group.units))
+            or len(index) < group.least
+        ):
+            raise UserError(
+                f"the recipe keeps units of {name!r} that this model does not have; run deploy compress again"
+            )
         keep[name] = index
     module = slim(module, structure, keep)
     if recipe.get("vocabulary"):
@@ -77,12 +83,18 @@ def check_equal(module: nn.Module, structure: Structure, keep: Keep, small: nn.M
         want = flatten(module(*inputs))[0]
     error = relative_error(flatten(small(*inputs))[0], want)
     if error != float("inf") and error > TOLERANCE:
-        raise BoundError(f"the slim model differs from the masked one by {error:.1e} relative, bound {TOLERANCE:g}; report this model")
+        raise BoundError(
+            f"the slim model differs from the masked one by {error:.1e} relative, bound {TOLERANCE:g}; report this model"
+        )
     return error
 
 
 def prune(
-    module: nn.Module, config: CompressConfig, batches: Sequence[Inputs], labels: Sequence[Tensor] | None, training: Sequence[Batch] | None
+    module: nn.Module,
+    config: CompressConfig,
+    batches: Sequence[Inputs],
+    labels: Sequence[Tensor] | None,
+    training: Sequence[Batch] | None,
 ) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
     """(smaller module, its recipe, record). `module` stays as it is.
 
@@ -100,7 +112,12 @@ def prune(
     options = {"embedding": True} if "logits" not in getattr(dense, "heads", lambda: ("logits",))() else {}
     context = Context(dense, structure, batches, config.macs, labels, config.seed, track, options)
     size = measure(dense, structure, tuple(x[:1] for x in batches[0]))
-    record: dict[str, Any] = {"method": config.prune, "family": structure.family, "macs": float(size.macs()), "parameters": float(size.parameters())}
+    record: dict[str, Any] = {
+        "method": config.prune,
+        "family": structure.family,
+        "macs": float(size.macs()),
+        "parameters": float(size.parameters()),
+    }
     schedule: list[int] = []
     tokens = 0
     if config.prune == "vtrans":
@@ -115,10 +132,20 @@ def prune(
             from compress.prune.tokens import exact, split
 
             macs, tokens, curves = split(context)
-        keep = method.choose(Context(dense, structure, batches, macs, labels, config.seed, track, options)) if macs < 1 else full(structure)
+        keep = (
+            method.choose(Context(dense, structure, batches, macs, labels, config.seed, track, options))
+            if macs < 1
+            else full(structure)
+        )
         if config.round_to > 1:
             limit = macs * float(size.macs()) * (1 + 1e-6)
-            keep = rounded(keep, ranked(context, keep), structure, config.round_to, lambda k: float(size.macs(shares(structure, k))) <= limit)
+            keep = rounded(
+                keep,
+                ranked(context, keep),
+                structure,
+                config.round_to,
+                lambda k: float(size.macs(shares(structure, k))) <= limit,
+            )
         if config.prune_tokens:
             schedule = exact(context, shares(structure, keep), tokens, curves)
         small = slim(dense, structure, keep)
@@ -127,19 +154,28 @@ def prune(
         if config.refit:
             record["refit"] = refit(small, dense, structure, keep, batches)
         if config.controls and not config.prune_tokens:
-            record["output_error"] = {config.prune: output_error(small, dense, batches)} | controls(context, config.refit)
+            record["output_error"] = {config.prune: output_error(small, dense, batches)} | controls(
+                context, config.refit
+            )
         if schedule:
             from compress.prune.tokens import merging
 
             small = merging(small, structure, schedule)
             record["tokens"] = schedule
-    recipe: dict[str, Any] = {"form": "units", "keep": {n: i.tolist() for n, i in keep.items() if len(i) < structure.by_name[n].units}}
+    recipe: dict[str, Any] = {
+        "form": "units",
+        "keep": {n: i.tolist() for n, i in keep.items() if len(i) < structure.by_name[n].units},
+    }
     if record.get("tokens"):
         recipe["tokens"] = record["tokens"]
     if config.prune_vocabulary:
         from compress.prune.vocabulary import seen, shrink
 
-        rows = seen(structure, small, [*batches, *([] if training is None else [tuple(torch.from_numpy(v) for v in b.inputs) for b in training])])
+        rows = seen(
+            structure,
+            small,
+            [*batches, *([] if training is None else [tuple(torch.from_numpy(v) for v in b.inputs) for b in training])],
+        )
         small = shrink(small, structure.vocabulary, rows)
         recipe["vocabulary"] = rows.tolist()
         record["vocabulary"] = len(rows)
@@ -151,7 +187,10 @@ def prune(
     else:
         record["macs_left"] = float(size.macs(share) / size.macs())
     record["parameters_left"] = sum(p.numel() for p in small.parameters()) / float(size.parameters())
-    record["groups"] = {g.name: {"kind": g.kind, "units": g.units, "kept": len(keep.get(g.name, range(g.units)))} for g in structure.groups}
+    record["groups"] = {
+        g.name: {"kind": g.kind, "units": g.units, "kept": len(keep.get(g.name, range(g.units)))}
+        for g in structure.groups
+    }
     record["seconds"] = time.perf_counter() - start
     record["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return small.eval(), recipe, record

@@ -17,9 +17,9 @@ def check(context: Context) -> float:
     """The budget. Raises UserError where even empty branches would not meet it."""
     budget = context.budget
     if budget <= 0:
-        least = 1 - (float(context.macs * context.size.macs()) - budget) / -float(context.size.macs())
+        fixed = context.macs - budget / float(context.size.macs())
         raise UserError(
-            f"--macs {context.macs:g} cannot be met by removing heads and neurons: everything else takes {least - 1:.2f} of the MACs; ask for more"
+            f"--macs {context.macs:g} cannot be met by removing heads and neurons: everything else takes {fixed:.2f} of the MACs; ask for more"
         )
     return budget
 

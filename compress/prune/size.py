@@ -99,11 +99,11 @@ def measure(module: nn.Module, structure: Structure, example: Sequence[Tensor]) 
         macs.append(Term(2 * math.prod(shape[:-1]) * keys * shape[-1] / samples, (group.name,)))
     seen: set[int] = set()
     parameters = []
-    for name, value in module.named_parameters(remove_duplicate=False):
+    for _, value in module.named_parameters(remove_duplicate=False):
         if id(value) in seen:
             continue
         seen.add(id(value))
         names = [n for n, v in module.named_parameters(remove_duplicate=False) if v is value]
-        cut = dict.fromkeys(row for n in names for row in groups_of.get(n, ()))
-        parameters.append(Term(value.numel(), tuple(g for _, g in cut)))
+        rows_cut = dict.fromkeys(row for n in names for row in groups_of.get(n, ()))
+        parameters.append(Term(value.numel(), tuple(g for _, g in rows_cut)))
     return Size(tuple(macs), tuple(parameters))

@@ -41,7 +41,9 @@ class Emptied(nn.Module):
 def _cut_parameters(module: nn.Module, cuts: Sequence[tuple[str, int, Tensor]]) -> None:
     """Select indices along axes of parameters (and buffers), in place; tied parameters are cut once and stay tied."""
     owners: dict[int, list[str]] = defaultdict(list)
-    values: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    values: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False)) | dict(
+        module.named_buffers(remove_duplicate=False)
+    )
     for name, value in values.items():
         owners[id(value)].append(name)
     done: set[tuple[int, int]] = set()
@@ -54,7 +56,11 @@ def _cut_parameters(module: nn.Module, cuts: Sequence[tuple[str, int, Tensor]]) 
         new[key] = new.get(key, values[name].detach()).index_select(axis, index)
     for key, tensor in new.items():
         first = values[owners[key][0]]
-        value = nn.Parameter(tensor.contiguous(), first.requires_grad) if isinstance(first, nn.Parameter) else tensor.contiguous()
+        value = (
+            nn.Parameter(tensor.contiguous(), first.requires_grad)
+            if isinstance(first, nn.Parameter)
+            else tensor.contiguous()
+        )
         for name in owners[key]:
             parent, _, leaf = name.rpartition(".")
             setattr(module.get_submodule(parent), leaf, value)
@@ -122,7 +128,11 @@ def slim(module: nn.Module, structure: Structure, keep: Keep) -> nn.Module:
 
 
 def rounded(
-    keep: Keep, order: dict[str, Tensor], structure: Structure, round_to: int, fits: Callable[[Keep], bool] = lambda keep: True
+    keep: Keep,
+    order: dict[str, Tensor],
+    structure: Structure,
+    round_to: int,
+    fits: Callable[[Keep], bool] = lambda keep: True,
 ) -> Keep:
     """`keep` with neuron and hidden counts at multiples of `round_to` (to the nearest, at most all), the best of `order` [units, best first]
     staying. Heads are whole units already. While the result does not fit, the group that gained most by rounding loses a step."""
@@ -135,7 +145,11 @@ def rounded(
         count = max(count, min(round_to, group.units) if group.least else 0)
         found[name] = order[name][:count].sort().values
     while not fits(found):
-        able = [n for n in found if structure.by_name[n].kind != "head" and len(found[n]) - round_to >= structure.by_name[n].least]
+        able = [
+            n
+            for n in found
+            if structure.by_name[n].kind != "head" and len(found[n]) - round_to >= structure.by_name[n].least
+        ]
         if not able:
             break
         name = max(able, key=lambda n: len(found[n]) - len(keep[n]))

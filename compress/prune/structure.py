@@ -121,7 +121,9 @@ def to_masks(structure: Structure, keep: Keep) -> dict[str, Tensor]:
     return masks
 
 
-def linear_cuts(inputs: Sequence[str], outputs: Sequence[str], width_in: int = 1, width_out: int = 1) -> tuple[Cut, ...]:
+def linear_cuts(
+    inputs: Sequence[str], outputs: Sequence[str], width_in: int = 1, width_out: int = 1
+) -> tuple[Cut, ...]:
     """Cuts of linear layers: rows of `inputs` (they produce the units), columns of `outputs` (they read them)."""
     rows = [Cut(f"{n}.{p}", 0, width_in) for n in inputs for p in ("weight", "bias")]
     return (*rows, *(Cut(f"{n}.weight", 1, width_out) for n in outputs))

@@ -118,7 +118,13 @@ def token_macs(size: Size, structure: Structure, tokens: int) -> list[tuple[floa
         neuron = next(g for g in structure.branches() if g.block == k and g.kind != HEAD)
         terms = [t for t in size.macs_terms if head.name in t.groups]
         pair = next(t.amount for t in terms if t.groups == (head.name,))
-        found.append(((sum(t.amount for t in terms) - pair) / tokens, sum(t.amount for t in size.macs_terms if neuron.name in t.groups) / tokens, pair / tokens**2))
+        found.append(
+            (
+                (sum(t.amount for t in terms) - pair) / tokens,
+                sum(t.amount for t in size.macs_terms if neuron.name in t.groups) / tokens,
+                pair / tokens**2,
+            )
+        )
     return found
 
 
@@ -159,7 +165,9 @@ def losses(context: Context) -> tuple[int, list[dict[int, float]]]:
     return tokens, found
 
 
-def schedule(macs: list[tuple[float, float, float]], tokens: int, curves: list[dict[int, float]], saving: float) -> tuple[list[int], float] | None:
+def schedule(
+    macs: list[tuple[float, float, float]], tokens: int, curves: list[dict[int, float]], saving: float
+) -> tuple[list[int], float] | None:
     """(tokens that leave each block, summed loss) of least loss that saves `saving` MACs; None where merging cannot save as much.
 
     Dynamic programming from block to block over the number of tokens, at a price per MAC that is found by bisection.
@@ -172,7 +180,7 @@ def schedule(macs: list[tuple[float, float, float]], tokens: int, curves: list[d
             known, values = np.array(list(curve)), np.array(list(curve.values()))
             then: dict[int, tuple[float, float, float, list[int]]] = {}
             for count, (total, loss, cost, path) in best.items():
-                for leave in range(0, min(int(known[-1]), (count - 1) // 2) + 1):
+                for leave in range(min(int(known[-1]), (count - 1) // 2) + 1):
                     # a token of fewer stands for more of the image
                     extra = float(np.interp(leave * tokens / count, known, values))
                     spent = before * count + pair * count**2 + after * (count - leave)

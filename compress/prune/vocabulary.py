@@ -43,7 +43,9 @@ def seen(structure: Structure, module: nn.Module, batches: Sequence[Inputs]) -> 
     Raises UserError for models whose rows cannot go: there is no token embedding, or a language head gives them out.
     """
     if not structure.vocabulary:
-        raise UserError(f"--prune-vocabulary takes encoders of text (BERT, RoBERTa, DistilBERT); this is a {structure.family}")
+        raise UserError(
+            f"--prune-vocabulary takes encoders of text (BERT, RoBERTa, DistilBERT); this is a {structure.family}"
+        )
     embedding: Any = module.get_submodule(structure.vocabulary)
     special = torch.arange(min(SPECIAL, embedding.num_embeddings))
     return torch.cat([special, *(b[0].reshape(-1).long() for b in batches)]).unique()
@@ -55,6 +57,8 @@ def shrink(module: nn.Module, name: str, rows: Tensor) -> nn.Module:
     embedding: Any = module.get_submodule(name)
     owners = [n for n, p in module.named_parameters(remove_duplicate=False) if p is embedding.weight]
     if len(owners) > 1:
-        raise UserError(f"--prune-vocabulary: {owners[1]} shares the rows of {name}, so the outputs would lose classes; leave it out")
+        raise UserError(
+            f"--prune-vocabulary: {owners[1]} shares the rows of {name}, so the outputs would lose classes; leave it out"
+        )
     replace_module(module, name, FewerRows(embedding, rows).train(module.training))
     return module

@@ -152,7 +152,7 @@ def make_plan(
     if mode == "auto":
         mode = DYNAMIC if linear > 0.5 * max(1, sum(macs.values())) else STATIC
     if config.bits == 32:
-        plan.skipped = {n: "kept in float by --bits 32" for n in macs}
+        plan.skipped = dict.fromkeys(macs, "kept in float by --bits 32")
         return plan
     overrides = parse_overrides(config.layer)
     count = calls(gm) if gm is not None else {}

@@ -48,9 +48,14 @@ def least_squares(gram: Tensor, weight: Tensor, keep: list[int], ridge: float) -
 def test_removal_path_is_optimal_step_by_step(seed: int, width: int, units: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     columns = units * width
-    x = torch.randn(60, columns, generator=generator, dtype=torch.float64) @ torch.randn(columns, columns, generator=generator, dtype=torch.float64)
+    x = torch.randn(60, columns, generator=generator, dtype=torch.float64) @ torch.randn(
+        columns, columns, generator=generator, dtype=torch.float64
+    )
     x = torch.cat([x, torch.ones(60, 1, dtype=torch.float64)], 1)
-    weight, bias = torch.randn(4, columns, generator=generator, dtype=torch.float64), torch.randn(4, generator=generator, dtype=torch.float64)
+    weight, bias = (
+        torch.randn(4, columns, generator=generator, dtype=torch.float64),
+        torch.randn(4, generator=generator, dtype=torch.float64),
+    )
     gram = x.T @ x
     ridge = optin.RIDGE * float(gram.diagonal()[:columns].mean()) + 1e-12
     whole = torch.cat([weight, bias[:, None]], 1)
@@ -59,7 +64,9 @@ def test_removal_path_is_optimal_step_by_step(seed: int, width: int, units: int)
     for unit in path.order.flip(0).tolist():
         costs = {}
         for other in set(range(units)) - gone:
-            keep = [c for u in range(units) if u not in gone | {other} for c in range(u * width, (u + 1) * width)] + [columns]
+            keep = [c for u in range(units) if u not in gone | {other} for c in range(u * width, (u + 1) * width)] + [
+                columns
+            ]
             costs[other] = least_squares(gram, whole, keep, ridge)[1]
         assert costs[unit] <= min(costs.values()) * (1 + 1e-6)
         gone.add(unit)
@@ -67,14 +74,18 @@ def test_removal_path_is_optimal_step_by_step(seed: int, width: int, units: int)
         best = least_squares(gram, whole, [*keep, columns], ridge)[0]
         got, shift = path.weights[units - len(gone)]
         assert shift is not None
-        assert torch.allclose(got[:, keep].double(), best[:, :-1], atol=1e-4) and torch.allclose(shift.double(), best[:, -1], atol=1e-4)
+        assert torch.allclose(got[:, keep].double(), best[:, :-1], atol=1e-4) and torch.allclose(
+            shift.double(), best[:, -1], atol=1e-4
+        )
 
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_knapsack_finds_the_least_loss(data: st.DataObject) -> None:
     groups = data.draw(st.integers(1, 4))
-    costs = [np.sort(np.array(data.draw(st.lists(st.integers(0, 20), min_size=2, max_size=5)), float)) for _ in range(groups)]
+    costs = [
+        np.sort(np.array(data.draw(st.lists(st.integers(0, 20), min_size=2, max_size=5)), float)) for _ in range(groups)
+    ]
     for cost in costs:
         cost[0] = 0
     losses = [np.array([data.draw(st.integers(0, 30)) for _ in c], float) for c in costs]
@@ -105,10 +116,15 @@ def test_rank_finds_the_best_split(seed: int) -> None:
     assert ctx.size.macs(shares(ctx.structure, keep)) <= ctx.macs * ctx.size.macs() * (1 + 1e-9)
     got = sum(float(scores[n][i].sum()) for n, i in keep.items())
     costs = ctx.size.per_unit(ctx.structure)
-    heads, neurons = (torch.cat([scores[g.name] for g in ctx.structure.of(k)]).sort(descending=True).values for k in ("head", "neuron"))
+    heads, neurons = (
+        torch.cat([scores[g.name] for g in ctx.structure.of(k)]).sort(descending=True).values
+        for k in ("head", "neuron")
+    )
     head, neuron = (costs[ctx.structure.of(k)[0].name] for k in ("head", "neuron"))
     best = max(
-        float(heads[:h].sum() + neurons[: int((ctx.budget - h * head) / neuron + 1e-9)].sum()) for h in range(len(heads) + 1) if h * head <= ctx.budget
+        float(heads[:h].sum() + neurons[: int((ctx.budget - h * head) / neuron + 1e-9)].sum())
+        for h in range(len(heads) + 1)
+        if h * head <= ctx.budget
     )
     assert got == pytest.approx(best, rel=1e-5)
 
@@ -151,7 +167,11 @@ def test_paper_scores_without_shortcuts(monkeypatch: pytest.MonkeyPatch) -> None
         norms = activation.norms(ctx)
         for group in structure.branches():
             order = norms[group.name].argsort(descending=True) if group.kind == "neuron" else torch.arange(group.units)
-            later = [n for n in names if names.index(n) > group.block or (group.kind == "head" and names.index(n) == group.block)] or names[-1:]
+            later = [
+                n
+                for n in names
+                if names.index(n) > group.block or (group.kind == "head" and names.index(n) == group.block)
+            ] or names[-1:]
             for unit in order.tolist():
                 mask = torch.ones(group.units)
                 mask[unit] = 0
@@ -230,7 +250,7 @@ def test_default_beats_the_published_recipe() -> None:
         want = module(x)
     errors = {}
     for method in ("optin", "optin-paper", "random"):
-        small, _, _ = prune(module, CompressConfig(prune=method, macs=0.6), [x_ for x_ in [(x,)]], None, None)
+        small, _, _ = prune(module, CompressConfig(prune=method, macs=0.6), [(x,)], None, None)
         with torch.no_grad():
             errors[method] = float((small(x) - want).norm() / want.norm())
     assert errors["optin"] < errors["optin-paper"] and errors["optin"] < errors["random"]

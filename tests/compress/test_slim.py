@@ -70,7 +70,9 @@ def test_sizes_are_counted(name: str) -> None:
     assert size.parameters() == sum(p.numel() for p in module.parameters())
     keep = {g.name: torch.arange(max(1, g.units // 2)) for g in structure.groups}
     small = slim(module, structure, keep)
-    extra = sum(m.weight.numel() for n, m in small.named_modules() if n in [g.restore for g in structure.groups if g.restore])
+    extra = sum(
+        m.weight.numel() for n, m in small.named_modules() if n in [g.restore for g in structure.groups if g.restore]
+    )
     assert size.parameters(shares(structure, keep)) == sum(p.numel() for p in small.parameters()) - extra
 
 
@@ -86,7 +88,7 @@ def test_macs_agree_with_torch() -> None:
 
 
 def test_an_emptied_branch_keeps_its_bias() -> None:
-    module, structure, inputs = family("vit")
+    module, structure, _inputs = family("vit")
     keep = {"blocks.0.heads": torch.tensor([], dtype=torch.long)}
     small = slim(module, structure, keep)
     part = small.get_submodule("blocks.0.attn")
@@ -95,7 +97,7 @@ def test_an_emptied_branch_keeps_its_bias() -> None:
 
 
 def test_grouped_heads_go_with_their_queries() -> None:
-    module, structure, inputs = family("llama")
+    module, structure, _inputs = family("llama")
     small = slim(module, structure, {"model.model.layers.0.heads": torch.tensor([0, 2])})
     layer = small.get_submodule("model.model.layers.0.self_attn")
     assert layer.k_proj.weight.shape[0] == 2 * layer.head_dim and layer.q_proj.weight.shape[0] == 4 * layer.head_dim
@@ -121,7 +123,10 @@ def test_norm_over_kept_dimensions() -> None:
     part = nn.LayerNorm(4)
     part.load_state_dict({k: v[mask.bool()] for k, v in norm.state_dict().items()})
     got = kept_norm(norm, x, mask)
-    assert torch.allclose(got[:, mask.bool()], part(x[:, mask.bool()]), atol=1e-6) and float(got[:, ~mask.bool()].abs().max()) == 0
+    assert (
+        torch.allclose(got[:, mask.bool()], part(x[:, mask.bool()]), atol=1e-6)
+        and float(got[:, ~mask.bool()].abs().max()) == 0
+    )
 
 
 @settings(max_examples=60, deadline=None)

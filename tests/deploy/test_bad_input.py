@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from compress.models.fashion import fashion_cnn
-from tests.conftest import CALIB, MODEL, deploy
+from tests.conftest import CALIB, MODEL, VIT, deploy
 
 
 class Bomb:
@@ -159,6 +159,19 @@ CASES: list[Case] = [
     ("truncated program", lambda t: ["compress", _cut(_pt2(t / "a.pt2", {}), t / "m.pt2", 0.7)], "truncated"),
     ("ONNX given to compress", lambda t: ["compress", _onnx(t / "m.onnx")], "give a checkpoint"),
     ("nine bits", lambda t: ["compress", MODEL, "--bits", "9"], "--bits takes"),
+    ("float bits fine-tuned", lambda t: ["compress", MODEL, "--bits", "32", "--finetune", "--train", CALIB], "quantizes nothing"),
+    ("pruning without a target", lambda t: ["compress", MODEL, "--prune", "optin"], "wants a target"),
+    ("target without pruning", lambda t: ["compress", MODEL, "--macs", "0.5"], "belong to --prune"),
+    ("two targets", lambda t: ["compress", MODEL, "--prune", "channels", "--macs", "0.5", "--params", "0.5", "--calib", CALIB], "are two targets"),
+    ("parameters for a one-shot method", lambda t: ["compress", MODEL, "--prune", "optin", "--params", "0.5"], "give --macs"),
+    ("VTrans without data", lambda t: ["compress", str(VIT), "--prune", "vtrans", "--macs", "0.5", "--calib", CALIB], "give --train DATA"),
+    ("unknown method", lambda t: ["compress", MODEL, "--prune", "optim", "--macs", "0.5"], "did you mean 'optin'"),
+    ("share above one", lambda t: ["compress", MODEL, "--prune", "optin", "--macs", "60"], "--macs takes"),
+    ("pruning without samples", lambda t: ["compress", str(VIT), "--prune", "optin", "--macs", "0.5"], "give --calib DATA"),
+    ("a CNN with a transformer's method", lambda t: ["compress", MODEL, "--prune", "optin", "--macs", "0.5", "--calib", CALIB], "--prune channels"),
+    ("target out of reach", lambda t: ["compress", str(VIT), "--prune", "optin", "--macs", "0.02", "--calib", CALIB], "cannot be met"),
+    ("vocabulary of a ViT", lambda t: ["compress", str(VIT), "--prune", "magnitude", "--macs", "0.7", "--no-controls", "--prune-vocabulary", "--calib", CALIB], "encoders of text"),
+    ("no class of transformers", lambda t: ["compress", _save(t / "m.pt", {"arch": "transformers:Trainer", "state_dict": _state()})], "no model class"),
     ("bits in words", lambda t: ["compress", MODEL, "--bits", "four"], "whole number"),
     ("activation bits too few", lambda t: ["compress", MODEL, "--act-bits", "3"], "--act-bits takes"),
     ("unknown rounding", lambda t: ["compress", MODEL, "--rounding", "gptk"], "did you mean 'gptq'"),

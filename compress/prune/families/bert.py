@@ -18,7 +18,11 @@ def describe(root: nn.Module, at: str, model: Any) -> Structure:
     readers, writers = [], []
     for k, layer in enumerate(model.encoder.layer):
         block = f"{at}encoder.layer.{k}"
-        core, dense, norm = f"{block}.attention.self", f"{block}.attention.output.dense", f"{block}.attention.output.LayerNorm"
+        core, dense, norm = (
+            f"{block}.attention.self",
+            f"{block}.attention.output.dense",
+            f"{block}.attention.output.LayerNorm",
+        )
         attention = layer.attention.self
         projections = [f"{core}.{p}" for p in ("query", "key", "value")]
         groups.append(
@@ -49,5 +53,7 @@ def describe(root: nn.Module, at: str, model: Any) -> Structure:
         cuts += [Cut(f"{n}.{p}", 0) for n in norms for p in ("weight", "bias")]
         cuts += linear_cuts(writers, [*readers, *heads])
         width = model.config.hidden_size
-        groups.append(Group(f"{at}hidden", HIDDEN, width, tuple(cuts), norms=tuple((n, 1) for n in norms), restore=restore))
+        groups.append(
+            Group(f"{at}hidden", HIDDEN, width, tuple(cuts), norms=tuple((n, 1) for n in norms), restore=restore)
+        )
     return Structure("bert", tuple(groups), tuple(blocks), padding=1, vocabulary=f"{at}embeddings.word_embeddings")

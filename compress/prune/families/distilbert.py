@@ -44,5 +44,16 @@ def describe(root: nn.Module, at: str, model: Any) -> Structure:
         cuts = [Cut(f"{at}embeddings.{n}.weight", 1) for n in ("word_embeddings", "position_embeddings")]
         cuts += [Cut(f"{n}.{p}", 0) for n in norms for p in ("weight", "bias")]
         cuts += linear_cuts(writers, [*readers, *heads])
-        groups.append(Group(f"{at}hidden", HIDDEN, model.config.dim, tuple(cuts), norms=tuple((n, 1) for n in norms), restore=restore))
-    return Structure("distilbert", tuple(groups), tuple(blocks), padding=1, vocabulary=f"{at}embeddings.word_embeddings")
+        groups.append(
+            Group(
+                f"{at}hidden",
+                HIDDEN,
+                model.config.dim,
+                tuple(cuts),
+                norms=tuple((n, 1) for n in norms),
+                restore=restore,
+            )
+        )
+    return Structure(
+        "distilbert", tuple(groups), tuple(blocks), padding=1, vocabulary=f"{at}embeddings.word_embeddings"
+    )

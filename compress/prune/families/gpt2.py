@@ -44,5 +44,7 @@ def describe(root: nn.Module, at: str, model: Any) -> Structure:
         cuts = [Cut(f"{at}wte.weight", 1), Cut(f"{at}wpe.weight", 1), Cut(f"{head}.weight", 1)]
         cuts += [Cut(f"{n}.{p}", 0) for n in norms for p in ("weight", "bias")]
         cuts += linear_cuts(writers, readers)
-        groups.append(Group(f"{at}hidden", HIDDEN, model.config.n_embd, tuple(cuts), norms=tuple((n, 1) for n in norms)))
+        groups.append(
+            Group(f"{at}hidden", HIDDEN, model.config.n_embd, tuple(cuts), norms=tuple((n, 1) for n in norms))
+        )
     return Structure("gpt2", tuple(groups), tuple(blocks), padding=1)

@@ -15,7 +15,7 @@ def describe(root: nn.Module, at: str, model: Any) -> Structure:
     """Heads and neurons of every block, hidden dimensions of every stage where a decode head reads them."""
     groups: list[Group] = []
     hidden: list[Group] = []
-    blocks = []
+    blocks: list[str] = []
     outer = at.removesuffix("segformer.")
     decoder = f"{outer}decode_head.linear_projections"
     decoded = at != outer and any(n == decoder for n, _ in root.named_modules())

@@ -16,7 +16,7 @@ def describe(root: nn.Module, at: str, model: Any) -> Structure:
     """Heads and neurons of every block, hidden dimensions of every stage (a merging layer reads four pixels of the stage before)."""
     groups: list[Group] = []
     hidden: list[Group] = []
-    blocks = []
+    blocks: list[str] = []
     for s, stage in enumerate(model.layers):
         norms: list[tuple[str, int]] = []
         readers, writers = [], []
@@ -42,5 +42,7 @@ def describe(root: nn.Module, at: str, model: Any) -> Structure:
             norms.append((f"{at}norm", 1))
             readers.append(f"{at}head.fc")
         cuts += [Cut(f"{n}.{p}", 0, blocks=k) for n, k in norms for p in ("weight", "bias")]
-        hidden.append(Group(f"{at}layers.{s}.hidden", HIDDEN, width, (*cuts, *linear_cuts(writers, readers)), norms=tuple(norms)))
+        hidden.append(
+            Group(f"{at}layers.{s}.hidden", HIDDEN, width, (*cuts, *linear_cuts(writers, readers)), norms=tuple(norms))
+        )
     return Structure("swin", (*groups, *hidden), tuple(blocks))

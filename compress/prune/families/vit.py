@@ -38,9 +38,17 @@ def branches(block: str, layer: Any, k: int, after: str, sums: bool = True) -> l
 def describe(root: nn.Module, at: str, model: Any) -> Structure:
     """Heads, neurons and hidden dimensions. Raises UserError for variants whose attention or residual has further parts."""
     first = model.blocks[0]
-    odd = [p for p in ("q_norm", "k_norm", "norm") if not isinstance(getattr(first.attn, p, nn.Identity()), nn.Identity)]
-    if odd or getattr(first.attn, "gate", None) is not None or not isinstance(getattr(first.mlp, "norm", nn.Identity()), nn.Identity):
-        raise UserError("this ViT normalises or gates inside its attention or MLP, which pruning does not know; prune a plain ViT or DeiT")
+    odd = [
+        p for p in ("q_norm", "k_norm", "norm") if not isinstance(getattr(first.attn, p, nn.Identity()), nn.Identity)
+    ]
+    if (
+        odd
+        or getattr(first.attn, "gate", None) is not None
+        or not isinstance(getattr(first.mlp, "norm", nn.Identity()), nn.Identity)
+    ):
+        raise UserError(
+            "this ViT normalises or gates inside its attention or MLP, which pruning does not know; prune a plain ViT or DeiT"
+        )
     final = next(n for n in ("norm", "fc_norm") if not isinstance(getattr(model, n), nn.Identity))
     groups: list[Group] = []
     norms, readers, writers = [f"{at}{final}"], [], []
@@ -51,13 +59,22 @@ def describe(root: nn.Module, at: str, model: Any) -> Structure:
         norms += [f"{block}.norm1", f"{block}.norm2"]
         readers += [f"{block}.attn.qkv", f"{block}.mlp.fc1"]
         writers += [f"{block}.attn.proj", f"{block}.mlp.fc2"]
-    plain = isinstance(model.norm_pre, nn.Identity) and isinstance(getattr(model.patch_embed, "norm", nn.Identity()), nn.Identity)
+    plain = isinstance(model.norm_pre, nn.Identity) and isinstance(
+        getattr(model.patch_embed, "norm", nn.Identity()), nn.Identity
+    )
     if plain and isinstance(model.head, nn.Linear) and getattr(model, "attn_pool", None) is None:
         cuts = [Cut(f"{at}{n}", 2) for n in ("cls_token", "pos_embed", "dist_token", "reg_token")]
         cuts += [Cut(f"{n}.{p}", 0) for n in norms for p in ("weight", "bias")]
         heads = [n for n in ("head", "head_dist") if isinstance(getattr(model, n, None), nn.Linear)]
         cuts += linear_cuts([f"{at}patch_embed.proj", *writers], [*readers, *(f"{at}{n}" for n in heads)])
         groups.append(
-            Group(f"{at}hidden", HIDDEN, model.embed_dim, tuple(cuts), (Attribute(at.rstrip("."), "embed_dim"),), norms=tuple((n, 1) for n in norms))
+            Group(
+                f"{at}hidden",
+                HIDDEN,
+                model.embed_dim,
+                tuple(cuts),
+                (Attribute(at.rstrip("."), "embed_dim"),),
+                norms=tuple((n, 1) for n in norms),
+            )
         )
     return Structure("vit", tuple(groups), tuple(f"{at}blocks.{k}" for k in range(len(model.blocks))))

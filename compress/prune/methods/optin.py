@@ -57,7 +57,10 @@ def removal_path(gram: Tensor, weight: Tensor, bias: Tensor | None, width: int, 
     found: dict[int, tuple[Tensor, Tensor | None]] = {}
 
     def keep_state() -> None:
-        found[len(alive)] = (now[:, :columns].float().clone(), now[:, columns].float().clone() if bias is not None else None)
+        found[len(alive)] = (
+            now[:, :columns].float().clone(),
+            now[:, columns].float().clone() if bias is not None else None,
+        )
 
     if units in wanted:
         keep_state()
@@ -113,7 +116,9 @@ def relative_error(a: Tensor, b: Tensor, valid: Tensor | None) -> float:
 
 
 @torch.no_grad()
-def trajectory(context: Context, group: Group, path: Path, stored: dict[str, Any], dense: Tensor, inputs: Inputs) -> dict[int, float]:
+def trajectory(
+    context: Context, group: Group, path: Path, stored: dict[str, Any], dense: Tensor, inputs: Inputs
+) -> dict[int, float]:
     """Loss by units kept: relative error of the output plus that of the later blocks' outputs, averaged over depth."""
     module, structure = context.module, context.structure
     layer: Any = module.get_submodule(group.output)
@@ -161,7 +166,11 @@ def scores(context: Context) -> dict[str, Curve]:
     found = {}
     for group in context.track(groups, "OPTIN, sublayer by sublayer"):
         layer: Any = module.get_submodule(group.output)
-        counts = sorted({round(s * group.units) for s in SHARES} | {group.units}) if group.width == 1 else list(range(group.units + 1))
+        counts = (
+            sorted({round(s * group.units) for s in SHARES} | {group.units})
+            if group.width == 1
+            else list(range(group.units + 1))
+        )
         bias = None if layer.bias is None else layer.bias.detach()
         path = removal_path(gram.pop(group.name), layer.weight.detach(), bias, group.width, counts)
         loss = trajectory(context, group, path, stored, dense, inputs)
@@ -169,7 +178,9 @@ def scores(context: Context) -> dict[str, Curve]:
         curve = np.minimum.accumulate([loss[int(c)] for c in known])
         fine = np.unique(np.linspace(0, group.units, min(group.units, FINE) + 1).round().astype(int))
         found[group.name] = Curve(path.order, fine, fine * costs_of[group.name], np.interp(fine, known, curve))
-        context.notes.setdefault("curves", {})[group.name] = {str(int(c)): float(v) for c, v in zip(known, curve, strict=True)}
+        context.notes.setdefault("curves", {})[group.name] = {
+            str(int(c)): float(v) for c, v in zip(known, curve, strict=True)
+        }
     return found
 
 

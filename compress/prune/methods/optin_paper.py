@@ -77,10 +77,13 @@ def scores(context: Context) -> dict[str, Tensor]:
     norm = norms(context)
     neurons = sum(g.units for g in groups if g.kind != HEAD)
     size = max(1, round(neurons / PASSES))
-    found, scale = {}, _Scale()
+    found: dict[str, Tensor] = {}
+    scale = _Scale()
     work = [(g, b) for g in groups for b in _blocks(g, norm[g.name], size)]
     for group, block in context.track(work, "OPTIN, unit by unit"):
-        later = [n for n in outputs if block_of[n] > group.block or (group.kind == HEAD and block_of[n] == group.block)] or [outputs[-1]]
+        later = [
+            n for n in outputs if block_of[n] > group.block or (group.kind == HEAD and block_of[n] == group.block)
+        ] or [outputs[-1]]
         mask = torch.ones(group.units)
         mask[block] = 0
         cached = {n: stored[n] for n in before(structure, group) if n in stored}

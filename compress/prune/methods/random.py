@@ -13,4 +13,7 @@ from compress.prune.structure import Keep
 def choose(context: Context) -> Keep:
     """Every unit has a random importance."""
     generator = torch.Generator().manual_seed(context.seed)
-    return rank(context, per_kind(context, {g.name: torch.rand(g.units, generator=generator) for g in context.structure.branches()}))
+    return rank(
+        context,
+        per_kind(context, {g.name: torch.rand(g.units, generator=generator) for g in context.structure.branches()}),
+    )

@@ -27,7 +27,14 @@ def _at(structure: Structure, alphas: dict[str, Tensor], threshold: float, round
     return {**keep, **again}
 
 
-def _search(structure: Structure, alphas: dict[str, Tensor], size: Callable[[Keep], float], target: float, round_to: int, fixed: Keep) -> Keep:
+def _search(
+    structure: Structure,
+    alphas: dict[str, Tensor],
+    size: Callable[[Keep], float],
+    target: float,
+    round_to: int,
+    fixed: Keep,
+) -> Keep:
     low, high = -1e4, 2e3
     if size(_at(structure, alphas, low, round_to, fixed)) > target:
         raise UserError(f"the target {target:.2f} cannot be met: what pruning cannot remove takes more; ask for more")
@@ -40,7 +47,13 @@ def _search(structure: Structure, alphas: dict[str, Tensor], size: Callable[[Kee
     return _at(structure, alphas, low, round_to, fixed)
 
 
-def choose(structure: Structure, alphas: dict[str, Tensor], share: Callable[[dict[str, float]], float], target: float, round_to: int) -> Keep:
+def choose(
+    structure: Structure,
+    alphas: dict[str, Tensor],
+    share: Callable[[dict[str, float]], float],
+    target: float,
+    round_to: int,
+) -> Keep:
     """Units with the least log alpha, as many as the target share allows.
 
     Hidden dimensions are decided and rounded first, then heads and neurons fill what is left. Raises UserError for a target below reach.

@@ -65,7 +65,14 @@ class _Features:
             stack.callback(module.get_submodule(name).register_forward_hook(after).remove)
 
 
-def _loss(student: list[Tensor], teacher: list[Tensor], a: dict[str, Tensor], b: dict[str, Tensor], labels: Tensor | None, config: CompressConfig) -> Tensor:
+def _loss(
+    student: list[Tensor],
+    teacher: list[Tensor],
+    a: dict[str, Tensor],
+    b: dict[str, Tensor],
+    labels: Tensor | None,
+    config: CompressConfig,
+) -> Tensor:
     """Distillation of outputs and features, and of labels where asked for."""
     if is_embedding(teacher[0]):
         value = sum((_relative(x, y) for x, y in zip(student, teacher, strict=True)), start=student[0].new_zeros(()))
@@ -80,11 +87,20 @@ def _loss(student: list[Tensor], teacher: list[Tensor], a: dict[str, Tensor], b:
 def _schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
     """Linear warm-up over a twentieth, then linear to zero."""
     warm = max(1, steps // 20)
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min((k + 1) / warm, max(0.0, (steps - k) / max(1, steps - warm))))
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda k: min((k + 1) / warm, max(0.0, (steps - k) / max(1, steps - warm)))
+    )
 
 
 def _train_masks(
-    student: nn.Module, teacher: nn.Module, structure: Structure, size: Size, samples: Samples, config: CompressConfig, steps: int, target: float
+    student: nn.Module,
+    teacher: nn.Module,
+    structure: Structure,
+    size: Size,
+    samples: Samples,
+    config: CompressConfig,
+    steps: int,
+    target: float,
 ) -> tuple[Masks, list[list[float]]]:
     """Phase one; `student` is trained in place unless only masks are."""
     masks = Masks(structure, config.seed)
@@ -130,7 +146,9 @@ def _part(samples: Samples, step: int, config: CompressConfig) -> Samples:
     return samples.take(order[at * batch : (at + 1) * batch])
 
 
-def train_weights(small: nn.Module, teacher: nn.Module, blocks: Sequence[str], samples: Samples, config: CompressConfig, steps: int) -> list[float]:
+def train_weights(
+    small: nn.Module, teacher: nn.Module, blocks: Sequence[str], samples: Samples, config: CompressConfig, steps: int
+) -> list[float]:
     """Phase two, in place."""
     for parameter in small.parameters():
         parameter.requires_grad_(True)
@@ -186,10 +204,14 @@ def train(
         "share_by_masks": reached, "loss": [c[0] for c in curve[:: max(1, steps // 200)]], "share": [c[1] for c in curve[:: max(1, steps // 200)]], "threshold": [c[2] for c in curve[:: max(1, steps // 200)]],
     }  # fmt: skip
     if config.variant == "faster":
-        rows: list[Inputs] = [tuple(x[k : k + config.batch] for x in samples.inputs) for k in range(0, len(samples), config.batch)]
+        rows: list[Inputs] = [
+            tuple(x[k : k + config.batch] for x in samples.inputs) for k in range(0, len(samples), config.batch)
+        ]
         record["refit"] = refit(small, dense, structure, keep, rows)
     else:
-        record["weights_loss"] = train_weights(small, dense, structure.blocks, samples, config, steps)[:: max(1, steps // 200)]
+        record["weights_loss"] = train_weights(small, dense, structure.blocks, samples, config, steps)[
+            :: max(1, steps // 200)
+        ]
     record["seconds"] = time.perf_counter() - start
     for parameter in small.parameters():
         parameter.requires_grad_(True)

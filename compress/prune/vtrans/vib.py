@@ -109,17 +109,16 @@ class Masks(nn.Module):
     def project(self, share: Callable[[dict[str, Tensor]], float], aim: float) -> None:
         """Move the threshold to where the size is `aim`: at most the paper's 0 while that already meets it."""
         alphas = self.log_alphas()
+
+        def size(threshold: float) -> float:
+            return share({n: (a < threshold).float().mean() for n, a in alphas.items()})
+
         low, high = -30.0, 0.0
-        for _ in range(24):
-            middle = (low + high) / 2 if share({n: (a < high).float().mean() for n, a in alphas.items()}) > aim else high
-            if middle == high:
-                break
-            if share({n: (a < middle).float().mean() for n, a in alphas.items()}) > aim:
-                high = middle
-            else:
-                low = middle
-            if high - low < 1e-3:
-                break
+        if size(high) <= aim:
+            low = high
+        while high - low > 1e-3:
+            middle = (low + high) / 2
+            low, high = (low, middle) if size(middle) > aim else (middle, high)
         for part in self.modules():
             if isinstance(part, Vib):
-                part.threshold = high
+                part.threshold = low
