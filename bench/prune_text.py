@@ -12,8 +12,10 @@ import importlib
 import itertools
 import json
 import resource
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.common import BENCH, merge, save, stamp
-from bench.texts import Classified, classifier, documents, embed, lee, minilm
+from bench.texts import TOKENS, Classified, classifier, documents, embed, lee, minilm
 from compress.prune.context import Context
 from compress.prune.refit import refit
 from compress.prune.search import rank
@@ -187,6 +189,54 @@ def vtrans(variants: Sequence[str]) -> None:
         save("prune_vtrans", {**stamp(), "dense": task.measure(encoder), "rows": rows})
 
 
+def speed() -> None:
+    """MiniLM at 0.6 MACs in ONNX Runtime, float and with dynamic int8 on top, beside dense float: ratios, file sizes, accuracy, and what pruning takes."""
+    from compress.api import compress
+    from compress.config import CompressConfig
+    from deploy.data import Batch
+    from export.stage import FLOAT, RUNTIME, convert
+    from hw import latency
+    from hw.runtime.ort import OrtProgram
+
+    encoder = minilm()
+    task = Task("20newsgroups", encoder)
+    calibration = [Batch(tuple(x.numpy() for x in row)) for row in task.calibration(0)[0]]
+    files: dict[str, bytes] = {}
+    rows: dict[str, dict[str, Any]] = {"dense float32": task.measure(encoder)}
+    result: dict[str, Any] = {"tokens": TOKENS, "data": task.name}
+    for name, macs, bits in (
+        ("0.6 MACs float32", 0.6, 32),
+        ("dense int8 dynamic", 0.0, 8),
+        ("0.6 MACs int8 dynamic", 0.6, 8),
+    ):
+        config = CompressConfig(prune="optin" if macs else "", macs=macs, bits=bits, controls=False)
+        start = time.perf_counter()
+        made = compress(encoder, config, inputs=encoder.inputs, calibration=calibration)
+        if macs and bits == 32:
+            result["pruning"] = {
+                "seconds": made.record["prune"]["seconds"], "with_quantization_s": time.perf_counter() - start, "threads": torch.get_num_threads(),
+                "peak_bytes": made.record["prune"]["peak_bytes"],
+            }  # fmt: skip
+        rows[name] = task.measure(made.module)
+        models, _ = convert(encoder, made.module, encoder.inputs, samples=2)
+        files.setdefault("dense float32", models[FLOAT].SerializeToString())
+        files[name] = models[RUNTIME].SerializeToString()
+        print(name, rows[name], result.get("pruning"), flush=True)
+    values = [x[:1].numpy() for x in task.test]
+    values[1][:] = 1
+    for threads in (1, 2):
+        with tempfile.TemporaryDirectory() as folder:
+            programs = {n: OrtProgram(f, threads, Path(folder)) for n, f in files.items()}
+            calls = {n: (lambda p=p: p.run(values)) for n, p in programs.items()}
+            found = latency.measure(calls, "dense float32", 300, threads)
+        for name, row in found.items():
+            rows[name][f"threads_{threads}"] = row.to_json()
+            print(threads, name, row.ratio, row.ratio_low, row.ratio_high, flush=True)
+    for name, data in files.items():
+        rows[name]["bytes"] = len(data)
+    save("prune_speed", {**stamp(), **result, "rows": rows, "conditions": latency.conditions(1)})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("table", "vtrans", "speed"))
@@ -199,6 +249,8 @@ def main() -> None:
         table(args.data, args.seeds)
     elif args.what == "vtrans":
         vtrans(args.only)
+    else:
+        speed()
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
 
 

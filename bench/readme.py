@@ -254,7 +254,89 @@ def deform_latency() -> str:
     return _table(["configuration", "file", "p50", "speed", "size"], body)
 
 
+def _mean_range(values: list[float], digits: int = 1) -> str:
+    """Mean of seeds, with the range where there are several."""
+    if not values:
+        return ""
+    text = f"{statistics.mean(values):.{digits}f}"
+    return text if len(values) < 2 else f"{text} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+NAMES = {"optin": "OPTIN, default", "optin_paper": "OPTIN, as published", "optin-paper": "OPTIN, as published", "fisher": "Fisher", "activation": "activation norm", "magnitude": "magnitude", "random": "random"}  # fmt: skip
+
+
+def prune_text() -> str:
+    data = _load("prune_text")
+    parts = []
+    for name, title, unit in (("20newsgroups", "20 newsgroups", "accuracy %"), ("reuters-r8", "Reuters R8", "accuracy %"), ("lee", "Lee", "correlation x 100")):  # fmt: skip
+        rows = [r for r in data["rows"] if r["data"] == name]
+        if not rows:
+            continue
+        body = []
+        for ratio in sorted({r["target"] for r in rows}, reverse=True):
+            for method in NAMES:
+                here = [r for r in rows if r["target"] == ratio and r["method"] == method]
+                if here:
+                    cells = [_mean_range([r[k][v] for r in here], d) for k in ("raw", "refit") for v, d in (("score", 1), ("cosine", 3))]  # fmt: skip
+                    body.append([f"{ratio:g}", NAMES[method], *cells, str(len(here))])
+        head = ["MACs", "method", f"{unit}, raw", "cosine, raw", f"{unit}, refitted", "cosine, refitted", "seeds"]
+        parts.append(f"{title}, dense {data['dense'][name]['score']:.1f}:\n\n{_table(head, body)}")
+    return "\n\n".join(parts)
+
+
+def prune_speed() -> str:
+    data = _load("prune_speed")
+    body = []
+    for name, r in data["rows"].items():
+        cells = [f"{t['ratio']:.2f}x [{t['ratio_low']:.2f}, {t['ratio_high']:.2f}], {t['p50_ms']:.2f} ms" for t in (r["threads_1"], r["threads_2"])]  # fmt: skip
+        body.append([name, *cells, f"{r['bytes'] / 1e6:.1f} MB", f"{r['score']:.1f} %", f"{r['cosine']:.3f}"])
+    made = data["pruning"]
+    note = f"Scoring, search, slimming and refit took {made['seconds']:.0f} s on {made['threads']} threads, peak memory {made['peak_bytes'] / 1e9:.2f} GB (the process, torch included)."
+    head = ["MiniLM, 64 tokens", "1 thread", "2 threads", "file", "20 newsgroups", "cosine"]
+    return f"{_table(head, body)}\n\n{note}"
+
+
+def prune_vtrans() -> str:
+    data = _load("prune_vtrans")
+    body = [
+        [r["variant"], f"{r['parameters_left'] * 100:.1f} %", f"{r['macs_left'] * 100:.1f} %", f"{r['hidden']} of 384", f"{r['bytes'] / 1e6:.1f} MB ({r['bytes_dense'] / 1e6:.1f})", f"{r['score']:.1f} %", f"{r['cosine']:.3f}", f"{r['samples']:,}", f"{r['seconds'] / 60:.0f} min"]
+        for r in data["rows"]
+    ]  # fmt: skip
+    head = ["variant", "parameters", "MACs", "hidden dimensions", "file (dense)", f"20 newsgroups (dense {data['dense']['score']:.1f})", "cosine", "documents", "time"]  # fmt: skip
+    return _table(head, body)
+
+
+def prune_vision() -> str:
+    rows = {r["key"]: r for r in _load("prune_vision")["rows"]}
+    body = []
+
+    def add(title: str, dense: str, pick: list[dict[str, Any]], figure: str) -> None:
+        if pick and dense in rows:
+            first = pick[0]
+            size = f"{first['macs'] * 100:.0f} % MACs, {first['parameters'] * 100:.0f} % parameters"
+            body.append([title, size, f"{rows[dense][figure]:.2f}", _mean_range([r[figure] for r in pick], 2), str(len(pick))])  # fmt: skip
+
+    for macs in (0.7, 0.5):
+        for method in ("optin", "optin-paper", "fisher", "activation", "random"):
+            for kind in ("raw", "refit"):
+                pick = [r for k, r in rows.items() if k.startswith(f"vit {method} {macs} {kind} ")]
+                add(f"ViT, {NAMES[method]}, {'refitted' if kind == 'refit' else 'raw'}", "vit dense", pick, "top1")
+        pick = [r for k, r in rows.items() if k.startswith(f"vit tokens {macs} ")]
+        add("ViT, OPTIN, default, with merged tokens", "vit dense", pick, "top1")
+    for target in (0.5, 0.3):
+        add("ViT, VTrans, trained", "vit dense", [r for k, r in rows.items() if k == f"vit vtrans {target}"], "top1")
+    for macs in (0.7, 0.5, 0.3):
+        for kind in ("raw", "trained"):
+            add(f"CNN, channels, {kind}", "cnn dense", [r for k, r in rows.items() if k == f"cnn channels {macs} {kind}"], "top1")  # fmt: skip
+    for method in ("optin", "optin-paper", "fisher", "activation", "random"):
+        for kind in ("raw", "refit"):
+            pick = [r for k, r in rows.items() if k == f"segformer {method} 0.7 {kind}"]
+            add(f"SegFormer, {NAMES[method]}, {'refitted' if kind == 'refit' else 'raw'}", "segformer dense", pick, "miou")  # fmt: skip
+    return _table(["network, method", "what stays", "dense", "pruned (top-1 %, SegFormer: mIoU %)", "runs"], body)
+
+
 TABLES = {
+    "prune-text": prune_text, "prune-speed": prune_speed, "prune-vtrans": prune_vtrans, "prune-vision": prune_vision,
     "ladder": ladder, "codenet": codenet, "trees": trees, "block": block, "deform-latency": deform_latency, "fabric": fabric,
     "stability": stability, "finetune": finetune, "mixed": mixed, "convbn": convbn, "fashion": fashion, "mobilenet": mobilenet, "speed": speed, "cost": cost, "fpga": fpga,
 }  # fmt: skip

@@ -39,6 +39,7 @@ def _covers(box: Sequence[float], others: Sequence[Sequence[float]]) -> float:
 def compose(items: np.ndarray, kinds: np.ndarray, rng: np.random.Generator, size: int = 128) -> Scene:
     """One canvas of `size` pixels with 1 to 5 of `items` (uint8 [n, h, w], bright on black) of classes `kinds` [n]."""
     canvas = _texture(rng, size)
+    mask = np.zeros((size, size), np.int64)
     boxes: list[tuple[float, float, float, float]] = []
     labels: list[int] = []
     for _ in range(int(rng.integers(1, MOST + 1))):
@@ -58,12 +59,15 @@ def compose(items: np.ndarray, kinds: np.ndarray, rng: np.random.Generator, size
             if _covers(box, boxes) <= OVERLAP:
                 opaque = np.minimum(1.0, ink * 4)[..., None]
                 colour = ink[..., None] * rng.uniform(120, 255, 3).astype(np.float32)
+                mask[y : y + h, x : x + w][opaque[..., 0] > 0.5] = int(kinds[pick]) + 1
                 part = canvas[y : y + h, x : x + w]
                 canvas[y : y + h, x : x + w] = part * (1 - opaque) + colour * opaque
                 boxes.append(box)
                 labels.append(int(kinds[pick]))
                 break
-    return Scene(canvas.astype(np.uint8), np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64))
+    return Scene(
+        canvas.astype(np.uint8), np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64), mask=mask
+    )
 
 
 def generate(items: np.ndarray, kinds: np.ndarray, count: int, seed: int, size: int = 128) -> list[Scene]:

@@ -110,17 +110,21 @@ def replayed(module: nn.Module, outputs: Mapping[str, Any]) -> Iterator[None]:
 
 
 @torch.no_grad()
-def record(module: nn.Module, names: Sequence[str], inputs: Inputs) -> tuple[dict[str, Any], Tensor]:
-    """Whole outputs of the named submodules (whatever their form) and the model's first output."""
+def record(
+    module: nn.Module, names: Sequence[str], inputs: Inputs, stop: bool = False
+) -> tuple[dict[str, Any], Tensor | None]:
+    """Whole outputs of the named submodules (whatever their form) and the model's first output; None where the pass was to end with the last of them."""
     found: dict[str, Any] = {}
     with ExitStack() as stack:
         for name in names:
 
             def after(layer: Any, args: Any, out: Any, name: str = name) -> None:
                 found[name] = out
+                if stop and len(found) == len(names):
+                    raise _Stop
 
             stack.callback(module.get_submodule(name).register_forward_hook(after).remove)
-        out = flatten(module(*inputs))[0]
+        out = run(module, inputs)
     return found, out
 
 

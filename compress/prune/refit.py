@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.prune.context import Inputs, capture, run, valid_tokens
+from compress.prune.context import Inputs, capture, record, replayed, run, valid_tokens
 from compress.prune.structure import Group, Keep, Structure
 
 RIDGE = 1e-2
@@ -90,13 +90,29 @@ def refit(
     targets = dense_targets(dense, structure, batches)
     left: dict[str, float] = {}
     pruned = False
+    cached: list[dict[str, Any]] = [{} for _ in batches]  # outputs of the blocks that are done, by batch
     for group in structure.branches():
+        _replay_until(small, structure, group.block, batches, cached)
         pruned = pruned or len(keep.get(group.name, torch.arange(group.units))) < group.units or hidden is not None
         if not pruned:
             targets.pop(group.name)
             continue
-        left[group.name] = _refit_branch(small, structure, group, batches, targets.pop(group.name), hidden, ridge)
+        left[group.name] = _refit_branch(
+            small, structure, group, batches, targets.pop(group.name), hidden, ridge, cached
+        )
     return left
+
+
+def _replay_until(
+    small: nn.Module, structure: Structure, block: int, batches: Sequence[Inputs], cached: list[dict[str, Any]]
+) -> None:
+    """Store the outputs of every block before `block`, whose weights change no more (prefix caching)."""
+    names = [n for n in structure.blocks[:block] if n not in cached[0]]
+    if not names:
+        return
+    for row, done in zip(batches, cached, strict=True):
+        with replayed(small, done):
+            done |= record(small, names, row, stop=True)[0]
 
 
 def _projection(small: nn.Module, group: Group) -> tuple[str, Any]:
@@ -116,6 +132,7 @@ def _refit_branch(
     targets: list[Tensor],
     hidden: Tensor | None,
     ridge: float,
+    cached: list[dict[str, Any]],
 ) -> float:
     name, layer = _projection(small, group)
     emptied = type(layer).__name__ == "Emptied"
@@ -127,24 +144,22 @@ def _refit_branch(
     )
     gram: Any = 0.0
     cross: Any = 0.0
-    before = after = 0.0
-    rows = 0
+    before = 0.0
     with capture(small, wanted, stop=f"{group.sum}@sum" if group.sum else f"{name}@out") as seen:
-        for row, want in zip(batches, targets, strict=True):
-            run(small, row)
+        for row, want, done in zip(batches, targets, cached, strict=True):
+            with replayed(small, done):
+                run(small, row)
             valid = valid_tokens(structure, row)
             out = rows_of(seen[f"{name}@out"], valid)
             total = rows_of(seen[f"{group.sum}@sum"], valid) if group.sum else out
             want = want if hidden is None or want.shape[1] == total.shape[1] else want[:, hidden]
-            error = (want - total).double()  # what the branch should add to its output
+            error = want - total  # what the branch should add to its output
             x = out.new_zeros(len(out), 0) if emptied else rows_of(seen[f"{name}@in"], valid)
-            x = x.double()
             if bias is not None:
                 x = torch.cat([x, x.new_ones(len(x), 1)], 1)
-            gram = gram + x.T @ x
-            cross = cross + x.T @ error
-            before += float(error.square().sum())
-            rows += len(x)
+            gram = gram + (x.T @ x).double()
+            cross = cross + (x.T @ error).double()
+            before += float(error.double().square().sum())
     start = torch.zeros(cross.shape[1], cross.shape[0], dtype=cross.dtype)
     change = solve(gram, cross, start, ridge)
     after = before - float((2 * change.T * cross).sum() - (change @ gram * change).sum())
