@@ -32,9 +32,9 @@ def images(part: str) -> tuple[torch.Tensor, torch.Tensor]:
     return (torch.from_numpy(x.copy()).float().unsqueeze(1) / 255 - 0.5) / 0.5, torch.from_numpy(y.astype(np.int64))
 
 
-def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Mirror half of the images, move all by up to two pixels."""
-    x = torch.where(torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5, x.flip(-1), x)
+def augment(x: torch.Tensor, mirrored: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Mirror the images that are to be mirrored [N], move all by up to two pixels."""
+    x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
     padded = F.pad(x, (2, 2, 2, 2), value=-1.0)
     dy, dx = torch.randint(0, 5, (2,), generator=generator).tolist()
     return padded[:, :, dy : dy + 28, dx : dx + 28]
@@ -54,17 +54,23 @@ def train(model: torch.nn.Module, teacher: torch.nn.Module | None, epochs: int, 
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, epochs * (len(x) // 128), pct_start=0.1)
     start, curve = time.time(), []
+    soft: list[
+        torch.Tensor
+    ] = []  # the teacher's classes of every image as it is and mirrored; shifts hardly change them
+    if teacher is not None:
+        with torch.no_grad():
+            for part in (x, x.flip(-1)):
+                soft.append(torch.cat([(teacher((b + 1) / 2) / 2).softmax(1) for b in part.split(500)]))
     for epoch in range(epochs):
         model.train()
         for index in torch.randperm(len(x), generator=generator)[: len(x) // 128 * 128].split(128):
-            part = augment(x[index], generator)
-            out = model(part)
+            mirrored = torch.rand(len(index), generator=generator) < 0.5
+            out = model(augment(x[index], mirrored, generator))
             if teacher is None:
                 loss = F.cross_entropy(out, y[index], label_smoothing=0.05)
             else:
-                with torch.no_grad():
-                    soft = (teacher((part + 1) / 2) / 2).softmax(1)
-                loss = F.cross_entropy(out / 2, soft) * 4
+                target = torch.where(mirrored[:, None], soft[1][index], soft[0][index])
+                loss = F.cross_entropy(out / 2, target) * 4
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

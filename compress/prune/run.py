@@ -13,22 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from compress.config import CompressConfig
-from compress.graph import relative_error
 from compress.prune.context import Context, Inputs
 from compress.prune.controls import controls, output_error
-from compress.prune.mask import masked
 from compress.prune.prepare import prepare
 from compress.prune.refit import refit
 from compress.prune.size import measure, shares
-from compress.prune.slim import rounded, slim
-from compress.prune.structure import Keep, Structure, describe, full, to_masks
-from deploy.checkpoint import flatten
+from compress.prune.slim import check_equal, rounded, slim
+from compress.prune.structure import Keep, describe, full
 from deploy.data import Batch
-from deploy.errors import BoundError, UserError
+from deploy.errors import UserError
 from deploy.progress import track
-
-TOLERANCE = 1e-5
-LABELLED = ("fisher",)
 
 
 def rebuild(module: nn.Module, recipe: dict[str, Any]) -> nn.Module:
@@ -74,19 +68,6 @@ def ranked(context: Context, keep: Keep) -> dict[str, Tensor]:
         kept = torch.isin(order, keep[name])
         found[name] = torch.cat([order[kept], order[~kept]])
     return found
-
-
-@torch.no_grad()
-def check_equal(module: nn.Module, structure: Structure, keep: Keep, small: nn.Module, inputs: Inputs) -> float:
-    """Relative difference between slim and masked model. Raises BoundError above TOLERANCE."""
-    with masked(module, structure, to_masks(structure, keep)):
-        want = flatten(module(*inputs))[0]
-    error = relative_error(flatten(small(*inputs))[0], want)
-    if error != float("inf") and error > TOLERANCE:
-        raise BoundError(
-            f"the slim model differs from the masked one by {error:.1e} relative, bound {TOLERANCE:g}; report this model"
-        )
-    return error
 
 
 def prune(

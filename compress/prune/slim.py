@@ -10,8 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.graph import replace_module
-from compress.prune.structure import Group, Keep, Structure
+from compress.graph import relative_error, replace_module
+from compress.prune.mask import masked
+from compress.prune.structure import Group, Keep, Structure, to_masks
+from deploy.checkpoint import flatten
+from deploy.errors import BoundError
+
+TOLERANCE = 1e-5  # of slim against masked
 
 
 class Skip(nn.Module):
@@ -155,3 +160,18 @@ def rounded(
         name = max(able, key=lambda n: len(found[n]) - len(keep[n]))
         found[name] = order[name][: len(found[name]) - round_to].sort().values
     return found
+
+
+@torch.no_grad()
+def check_equal(
+    module: nn.Module, structure: Structure, keep: Keep, small: nn.Module, inputs: Sequence[Tensor]
+) -> float:
+    """Relative difference between slim and masked model. Raises BoundError above TOLERANCE."""
+    with masked(module, structure, to_masks(structure, keep)):
+        want = flatten(module(*inputs))[0]
+    error = relative_error(flatten(small(*inputs))[0], want)
+    if error != float("inf") and error > TOLERANCE:
+        raise BoundError(
+            f"the slim model differs from the masked one by {error:.1e} relative, bound {TOLERANCE:g}; report this model"
+        )
+    return error

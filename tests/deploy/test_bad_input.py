@@ -169,7 +169,7 @@ CASES: list[Case] = [
     ("share above one", lambda t: ["compress", MODEL, "--prune", "optin", "--macs", "60"], "--macs takes"),
     ("pruning without samples", lambda t: ["compress", str(VIT), "--prune", "optin", "--macs", "0.5"], "give --calib DATA"),
     ("a CNN with a transformer's method", lambda t: ["compress", MODEL, "--prune", "optin", "--macs", "0.5", "--calib", CALIB], "--prune channels"),
-    ("target out of reach", lambda t: ["compress", str(VIT), "--prune", "optin", "--macs", "0.02", "--calib", CALIB], "cannot be met"),
+    ("target out of reach", lambda t: ["compress", str(VIT), "--prune", "optin", "--macs", "0.001", "--calib", CALIB], "cannot be met"),
     ("vocabulary of a ViT", lambda t: ["compress", str(VIT), "--prune", "magnitude", "--macs", "0.7", "--no-controls", "--prune-vocabulary", "--calib", CALIB], "encoders of text"),
     ("no class of transformers", lambda t: ["compress", _save(t / "m.pt", {"arch": "transformers:Trainer", "state_dict": _state()})], "no model class"),
     ("bits in words", lambda t: ["compress", MODEL, "--bits", "four"], "whole number"),

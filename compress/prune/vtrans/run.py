@@ -26,7 +26,7 @@ from compress.prune.context import Inputs
 from compress.prune.mask import masked
 from compress.prune.refit import refit
 from compress.prune.size import Size
-from compress.prune.slim import slim
+from compress.prune.slim import check_equal, slim
 from compress.prune.structure import Keep, Structure
 from compress.prune.vtrans.choose import choose, fold_means
 from compress.prune.vtrans.vib import Masks
@@ -198,10 +198,11 @@ def train(
     fold_means(student, structure, masks.means())
     keep = choose(structure, masks.log_alphas(), lambda share: float(measure(share)) / whole, target, config.round_to)
     small = slim(student, structure, keep).eval()
+    equal = check_equal(student, structure, keep, small, [x[: config.batch] for x in samples.inputs])
     masked_s = time.perf_counter() - start
     record: dict[str, Any] = {
         "variant": config.variant, "samples": len(samples), "of": everything, "steps": steps, "mask_s": masked_s,
-        "share_by_masks": reached, "loss": [c[0] for c in curve[:: max(1, steps // 200)]], "share": [c[1] for c in curve[:: max(1, steps // 200)]], "threshold": [c[2] for c in curve[:: max(1, steps // 200)]],
+        "share_by_masks": reached, "equal": equal, "loss": [c[0] for c in curve[:: max(1, steps // 200)]], "share": [c[1] for c in curve[:: max(1, steps // 200)]], "threshold": [c[2] for c in curve[:: max(1, steps // 200)]],
     }  # fmt: skip
     if config.variant == "faster":
         rows: list[Inputs] = [
