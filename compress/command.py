@@ -100,8 +100,8 @@ def _pruned(row: dict[str, Any]) -> str:
     errors = dict(row.get("output_error", {}))
     if errors:
         own = errors.pop(row["method"])
-        text += f"; output error {own:.3f}, controls: " + ", ".join(
-            f"{n} {v:.3f}" for n, v in sorted(errors.items(), key=lambda p: p[1])
+        text += f"; output error {own:.2g}, controls: " + ", ".join(
+            f"{n} {v:.2g}" for n, v in sorted(errors.items(), key=lambda p: p[1])
         )
     return text
 
