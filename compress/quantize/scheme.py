@@ -142,7 +142,12 @@ class DynamicActivation(nn.Module):
         scale = (high - low) / 255
         scale = torch.where(scale == 0, torch.ones_like(scale), scale)
         zero = torch.clamp(torch.round(-low / scale), 0, 255)
-        return (torch.clamp(torch.round(x / scale) + zero, 0, 255) - zero) * scale
+        steps = x / scale
+        if torch.is_grad_enabled():  # gradients pass the rounding straight through; the sum below is exact
+            steps = x / scale.detach()
+            steps = steps + (torch.round(steps) - steps).detach()
+            return (torch.clamp(steps + zero.detach(), 0, 255) - zero.detach()) * scale.detach()
+        return (torch.clamp(torch.round(steps) + zero, 0, 255) - zero) * scale
 
 
 class Around(nn.Module):

@@ -340,3 +340,21 @@ def test_a_batch_that_processes_cannot_share() -> None:
             lambda m: 0.0, options, Hub(),
         )  # fmt: skip
     assert flatten(net(samples.inputs[0]))[0].shape == (40, 2)
+
+
+def test_dynamic_ranges_pass_gradients() -> None:
+    """The layers before a dynamically quantized one learn: values as without gradients, bit for bit, and the gradient of the identity."""
+    from compress.quantize.scheme import DynamicActivation
+
+    layer = DynamicActivation()
+    x = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        want = layer(x)
+    trained = x.clone().requires_grad_(True)
+    got = layer(trained)
+    assert torch.equal(got, want)
+    weight = torch.randn(64, 16)
+    (got * weight).sum().backward()
+    assert trained.grad is not None
+    inside = (want > want.min()) & (want < want.max())
+    assert torch.allclose(trained.grad[inside], weight[inside], rtol=1e-5)
