@@ -106,7 +106,7 @@ def vtrans() -> None:
     rows: list[dict[str, Any]] = []
     for target in (0.5, 0.3):
         config = CompressConfig(
-            prune="vtrans", params=target, train="x", batch=128, prune_epochs=6, prune_lr=1e-3, controls=False
+            prune="vtrans", params=target, train="x", batch=128, prune_epochs=3, prune_lr=1e-3, controls=False
         )
         start = time.perf_counter()
         small, _, record = prune(model, config, [(pool[:128],)], None, training)
@@ -124,12 +124,12 @@ def vtrans() -> None:
 
 
 def channels() -> None:
-    """The demonstration CNN by channels, before and after training without labels."""
+    """The demonstration CNN by channels, before and after training without labels on 20,000 training images."""
     model = checkpoint.load(CNN).module
     x, y = images("t10k", 1.0, 0.0)
     pool, _ = images("train", 1.0, 0.0)
     batches = [(b,) for b in pool[:CALIBRATION].split(128)]
-    training = [Batch((b.numpy(),)) for b in pool.split(10_000)]
+    training = [Batch((b.numpy(),)) for b in pool[:20_000].split(10_000)]
     rows: list[dict[str, Any]] = [{"key": "cnn dense", "top1": top1(model, x, y)}]
     for macs in (0.7, 0.5, 0.3):
         for trained in (False, True):
