@@ -24,11 +24,12 @@ from torch import Tensor, nn
 
 from bench.common import BENCH, merge, save, stamp
 from bench.texts import TOKENS, Classified, classifier, documents, embed, lee, minilm
-from compress.prune.context import Context
+from compress.prune.context import Context, located
+from compress.prune.controls import to_multiples
 from compress.prune.refit import refit
 from compress.prune.search import rank
 from compress.prune.size import shares
-from compress.prune.slim import rounded, slim
+from compress.prune.slim import slim
 from compress.prune.structure import Keep, describe
 
 METHODS = ("optin", "optin_paper", "fisher", "activation", "random")
@@ -87,23 +88,11 @@ def choose(method: str, context: Context, scores: dict[str, Any]) -> Keep:
     return getattr(module, "pick", rank)(context, scores[method])
 
 
-def order_of(keep: Keep, scores: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Kept units first, each part by activation norm: for rounding widths."""
-    found = {}
-    for name, value in scores.items():
-        order = value.argsort(descending=True)
-        kept = torch.isin(order, keep[name])
-        found[name] = torch.cat([order[kept], order[~kept]])
-    return found
-
-
 def one(task: Task, method: str, ratio: float, seed: int, cache: dict[str, Any]) -> tuple[dict[str, Any], nn.Module]:
     """One row of the table and its refitted model."""
-    from compress.prune.methods.activation import norms
-
     module = task.module()
-    structure = describe(module)
     batches, labels = task.calibration(seed)
+    structure = located(module, describe(module), batches[0])
     context = Context(
         module,
         structure,
@@ -116,7 +105,7 @@ def one(task: Task, method: str, ratio: float, seed: int, cache: dict[str, Any])
     start = time.perf_counter()
     keep = choose(method, context, cache)
     chosen = time.perf_counter() - start
-    keep = rounded(keep, order_of(keep, norms(context)), structure, ROUND)
+    keep = to_multiples(context, keep, ROUND, ratio)
     small = slim(module, structure, keep)
     row = {
         "data": task.name, "method": method, "target": ratio, "seed": seed, "raw": task.measure(small),

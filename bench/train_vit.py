@@ -1,5 +1,5 @@
 """Train the small ViT of the pruning examples on Fashion-MNIST: 6 blocks of 64 dimensions, 4 heads, 50 tokens: 16 epochs with labels,
-then 12 with the demonstration CNN as teacher.
+then 8 and 6 with the demonstration CNN as teacher.
 
 python bench/train_vit.py [--epochs 16]      # writes examples/vit/fashion_vit.safetensors and bench/train_vit.json
 """
@@ -32,11 +32,11 @@ def images(part: str) -> tuple[torch.Tensor, torch.Tensor]:
     return (torch.from_numpy(x.copy()).float().unsqueeze(1) / 255 - 0.5) / 0.5, torch.from_numpy(y.astype(np.int64))
 
 
-def augment(x: torch.Tensor, mirrored: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Mirror the images that are to be mirrored [N], move all by up to two pixels."""
+def augment(x: torch.Tensor, mirrored: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
+    """Mirror the images that are to be mirrored [N], move all by up to `most` pixels."""
     x = torch.where(mirrored[:, None, None, None], x.flip(-1), x)
-    padded = F.pad(x, (2, 2, 2, 2), value=-1.0)
-    dy, dx = torch.randint(0, 5, (2,), generator=generator).tolist()
+    padded = F.pad(x, (most,) * 4, value=-1.0)
+    dy, dx = torch.randint(0, 2 * most + 1, (2,), generator=generator).tolist()
     return padded[:, :, dy : dy + 28, dx : dx + 28]
 
 
@@ -46,7 +46,9 @@ def accuracy(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
     return 100 * float(torch.cat([model(b).argmax(1) for b in x.split(500)]).eq(y).float().mean())
 
 
-def train(model: torch.nn.Module, teacher: torch.nn.Module | None, epochs: int, rate: float, seed: int) -> list[float]:
+def train(
+    model: torch.nn.Module, teacher: torch.nn.Module | None, epochs: int, rate: float, most: int, seed: int
+) -> list[float]:
     """Top-1 on the test images after every epoch; with a teacher its softened classes stand for the labels (Hinton et al. 2015)."""
     generator = torch.Generator().manual_seed(seed)
     x, y = images("train")
@@ -65,7 +67,7 @@ def train(model: torch.nn.Module, teacher: torch.nn.Module | None, epochs: int, 
         model.train()
         for index in torch.randperm(len(x), generator=generator)[: len(x) // 128 * 128].split(128):
             mirrored = torch.rand(len(index), generator=generator) < 0.5
-            out = model(augment(x[index], mirrored, generator))
+            out = model(augment(x[index], mirrored, most, generator))
             if teacher is None:
                 loss = F.cross_entropy(out, y[index], label_smoothing=0.05)
             else:
@@ -83,8 +85,9 @@ def train(model: torch.nn.Module, teacher: torch.nn.Module | None, epochs: int, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--settle", type=int, default=6, help="last epochs, the same without shifts")
     parser.add_argument("--epochs", type=int, default=16)
-    parser.add_argument("--distill", type=int, default=12, help="further epochs with the demonstration CNN as teacher")
+    parser.add_argument("--distill", type=int, default=8, help="further epochs with the demonstration CNN as teacher")
     parser.add_argument(
         "--resume", action="store_true", help="take the weights that are there instead of the first part"
     )
@@ -96,9 +99,12 @@ def main() -> None:
     curve = (
         json.loads((BENCH / "train_vit.json").read_text())["top1"]
         if args.resume
-        else train(model, None, args.epochs, 2e-3, 0)
+        else train(model, None, args.epochs, 2e-3, 2, 0)
     )
-    curve += train(model, checkpoint.load(TEACHER).module, args.distill, 1.5e-3, 1)
+    teacher = checkpoint.load(TEACHER).module
+    if args.distill:
+        curve += train(model, teacher, args.distill, 1.5e-3, 2, 1)
+    curve += train(model, teacher, args.settle, 1e-3, 0, 2)
     FOLDER.mkdir(parents=True, exist_ok=True)
     state = {k: v.contiguous() for k, v in model.state_dict().items()}
     store(file, state, {"arch": f"timm:{ARCH}", "arch_args": json.dumps(ARGS)})
@@ -109,6 +115,7 @@ def main() -> None:
             **stamp(),
             "epochs": args.epochs,
             "distill": args.distill,
+            "settle": args.settle,
             "top1": curve,
             "seconds": time.time() - start,
             "note": note,

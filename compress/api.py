@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from compress import recipe as recipes
 from compress.config import CompressConfig
+from compress.finetune.losses import is_embedding
 from compress.graph import relative_error
 from compress.quantize.equalize import equalize
 from compress.quantize.plan import WEIGHTS, count_macs, make_plan
@@ -97,9 +98,7 @@ def compare(module: nn.Module, reference: nn.Module, batches: Sequence[Batch]) -
         "samples": float(len(out)),
         "sqnr_db": float(10 * np.log10(np.square(ref, dtype=np.float64).mean() / max(noise, 1e-30))),
     }
-    if ref.ndim == 2 and bool(
-        np.allclose(np.linalg.norm(ref, axis=1), 1, atol=1e-3)
-    ):  # unit vectors: embeddings, no classes
+    if is_embedding(torch.from_numpy(ref)):
         rows["cosine"] = float((out * ref).sum(1).mean())
     elif out.ndim == 2 and out.shape[1] > 1:
         rows["agreement_percent"] = float((top1(out) == top1(ref)).mean() * 100)

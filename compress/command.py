@@ -56,6 +56,12 @@ def check(config: CompressConfig) -> None:
             "--prune wants a target: give --macs 0.6 (share of the multiply-accumulates that stays)"
             + (" or --params 0.3" if trains else "")
         )
+    if config.prune in ("vtrans", "channels") and config.prune_tokens:
+        raise UserError(f"--prune-tokens goes with the one-shot methods, not with --prune {config.prune}; leave it out")
+    if config.prune == "channels" and config.prune_vocabulary:
+        raise UserError("--prune-vocabulary is for encoders of text, not for --prune channels; leave it out")
+    if config.variant != "full" and not trains:
+        raise UserError("--variant belongs to --prune vtrans; leave it out")
     if config.prune and config.macs and config.params:
         raise UserError("--macs and --params are two targets; give one")
     if config.params and config.prune not in ("vtrans", "channels"):

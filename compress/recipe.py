@@ -116,6 +116,8 @@ def restore(module: nn.Module, state: dict[str, Tensor], where: Path) -> None:
             raise UserError(
                 f"{where} holds {full[key].numel()} values in {key!r}, the model wants {count}; run deploy compress again"
             )
+        if full[scale_key].numel() not in (1, scheme.weight_scale(layer).numel()):
+            raise UserError(f"{where} has scales in {scale_key!r} that do not fit the model; run deploy compress again")
         full[key] = unpack(full[key], bits, weight.shape).to(torch.float32) * full[scale_key]
     try:
         module.load_state_dict(full, strict=True)
@@ -172,10 +174,10 @@ def load(folder: str | Path, arch: str = "") -> nn.Module:
     folder = Path(folder)
     recipe = read(folder)
     module = _float_module(folder, recipe, arch)
-    if recipe.get("prune"):
+    if recipe.get("prune") is not None:
         from compress.prune.run import rebuild
 
-        module = rebuild(module, recipe["prune"])
+        module = rebuild(module, recipe["prune"], inputs_of(recipe))
     module, _ = structure(module, len(recipe["inputs"]), recipe["merge"], recipe["fold"])
     if isinstance(module, fx.GraphModule):
         prepare(module)

@@ -15,6 +15,20 @@ from deploy.inputs import InputSpec
 
 _IGNORED = ("_name_or_path", "architectures", "transformers_version", "model_type", "auto_map", "dtype", "torch_dtype", "quantization_config", "gradient_checkpointing")  # fmt: skip
 
+# keys that name code, kernels or parts from elsewhere
+_FOREIGN = (
+    "_attn",
+    "attn_",
+    "backbone",
+    "use_backbone",
+    "use_timm",
+    "use_pretrained",
+    "pretrained",
+    "model_args",
+    "auto_",
+)
+_REFUSALS = (TypeError, ValueError, RuntimeError, KeyError, AttributeError, ZeroDivisionError, AssertionError, IndexError, NotImplementedError)  # fmt: skip
+
 
 class HubModel(nn.Module):
     """One transformers model with positional tensors in and one tensor out.
@@ -74,6 +88,14 @@ class HubModel(nn.Module):
         return nn.functional.normalize(out, dim=-1) if self.normalize else out
 
 
+def _foreign_parts(name: str, config: Any) -> bool:
+    """Whether a class builds parts of itself by names that a config gives: it would look them up elsewhere."""
+    fields = set(getattr(config, "__dataclass_fields__", ())) | set(getattr(config, "sub_configs", ()))
+    return name.startswith("Timm") or bool(
+        fields & {"backbone", "backbone_config", "use_timm_backbone", "timm_model_name"}
+    )
+
+
 def build(name: str) -> Callable[..., nn.Module]:
     """The factory of a transformers class; its arguments are the config's, with `pooling`, `normalize` and `tokens` (sequence length)."""
     try:
@@ -84,18 +106,37 @@ def build(name: str) -> Callable[..., nn.Module]:
         ) from None
     found = getattr(transformers, name, None)
     cls: Any = found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else None
-    if cls is None or cls.config_class is None:
+    if cls is None or cls.config_class is None or _foreign_parts(name, cls.config_class):
         raise UserError(f"transformers has no model class {name!r}; give for example transformers:BertModel")
 
     def factory(pooling: str = "", normalize: bool = False, tokens: int = 0, **config: Any) -> nn.Module:
         if pooling not in ("", "mean", "cls"):
             raise ValueError(f"pooling is {pooling!r}; known are mean and cls")
-        for key in [k for k in config if k in _IGNORED or k.startswith(("_attn", "attn_"))]:
+        for key in [k for k in config if k in _IGNORED or k.startswith(_FOREIGN)]:
             config.pop(key)
-        made = cls.config_class(**config)
+        from huggingface_hub.errors import StrictDataclassError
+
+        try:
+            made = cls.config_class(**config)
+        except (*_REFUSALS, StrictDataclassError) as error:
+            raise ValueError(
+                f"{name} refuses its config: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            ) from error
         made._attn_implementation = "sdpa"
         longest = int(getattr(made, "max_position_embeddings", 0) or getattr(made, "n_positions", 0) or 128)
-        return HubModel(cls(made), pooling, normalize, tokens or min(128, longest)).eval()
+        if getattr(made, "model_type", "") in (
+            "roberta",
+            "xlm-roberta",
+            "camembert",
+        ):  # its positions begin behind the padding token's number
+            longest -= int(getattr(made, "pad_token_id", None) or 0) + 1
+        try:
+            model = cls(made)
+        except _REFUSALS as error:
+            raise ValueError(
+                f"{name} refuses its config: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            ) from error
+        return HubModel(model, pooling, normalize, min(tokens or 128, longest)).eval()
 
     return factory
 
@@ -133,7 +174,7 @@ def read_config(path: Path) -> tuple[str, dict[str, Any]] | None:
     names no transformers class."""
     try:
         config = json.loads(path.with_name("config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     names = config.get("architectures") if isinstance(config, dict) else None
     if not isinstance(names, list) or not names or not isinstance(names[0], str) or not names[0].isidentifier():
@@ -154,6 +195,6 @@ def read_config(path: Path) -> tuple[str, dict[str, Any]] | None:
         limit = json.loads((folder / "sentence_bert_config.json").read_text(encoding="utf-8")).get("max_seq_length")
         if isinstance(limit, int):
             args["tokens"] = limit
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         pass
     return f"transformers:{names[0]}", args

@@ -34,6 +34,11 @@ def distill(student: Outputs, teacher: Outputs, temperature: float = 2.0) -> Ten
     return total
 
 
+def is_embedding(out: Tensor) -> bool:
+    """Whether outputs are unit vectors [N, D], which are compared as vectors and not as class scores."""
+    return out.ndim == 2 and bool(((out.norm(dim=1) - 1).abs() < 1e-3).all())
+
+
 def make_loss(temperature: float, label_weight: float) -> Loss:
     """(1 - label_weight) * distillation + label_weight * cross entropy with the labels, where there are any."""
 

@@ -18,12 +18,14 @@ from torch.nn import functional as F
 
 from compress.config import CompressConfig
 from compress.finetune.dataset import Samples
+from compress.prune import stored
 from compress.prune.context import Inputs
 from compress.prune.size import measure
 from compress.prune.structure import Structure
 from deploy.checkpoint import flatten
 from deploy.data import Batch
 from deploy.errors import UserError
+from deploy.inputs import InputSpec, examples
 from deploy.progress import track
 
 TRIALS = 12
@@ -98,6 +100,34 @@ class _Importance:
         return total
 
 
+@torch.enable_grad()
+def output_layers(module: nn.Module, example: Inputs) -> list[nn.Module]:
+    """The convolutions and linear layers whose results reach an output with no other such layer between: their channels are what the model gives out."""
+    owner = {
+        p: m for m in module.modules() for n, p in m.named_parameters(recurse=False) if n == "weight" and p.ndim > 1
+    }
+    found: dict[nn.Module, None] = {}
+    todo = [out.grad_fn for out in flatten(module(*example)) if out.grad_fn is not None]
+    seen = set(todo)
+    while todo:
+        node: Any = todo.pop()
+        behind = [n for n, _ in node.next_functions if n is not None]
+        weights = [
+            v
+            for n in (*behind, *(m for b in behind for m, _ in b.next_functions if m is not None))
+            if (v := getattr(n, "variable", None)) is not None
+        ]
+        layers = [owner[v] for v in weights if v in owner and isinstance(owner[v], (nn.Conv2d, nn.Linear))]
+        if layers and any(word in node.name() for word in ("Convolution", "Addmm", "Mm")):
+            found |= dict.fromkeys(layers)
+            continue
+        new = [n for n in behind if n not in seen]
+        seen |= set(new)
+        todo += new
+    return list(found)
+
+
+@torch.enable_grad()
 def _cut(
     module: nn.Module, example: Inputs, scores: dict[str, Tensor], ratio: float, config: CompressConfig
 ) -> tuple[nn.Module, list[Any]]:
@@ -106,12 +136,18 @@ def _cut(
     for parameter in small.parameters():
         parameter.requires_grad_(True)  # the graph is traced through autograd
     names = {m: n for n, m in small.named_modules()}
-    last = [m for m in small.modules() if isinstance(m, (nn.Conv2d, nn.Linear))][-1]
+    last = output_layers(small, example)
     pruner = package.pruner.BasePruner(
         small, example[0] if len(example) == 1 else example, importance=_Importance(scores, names), global_pruning=True,
-        pruning_ratio=ratio, max_pruning_ratio=MOST, ignored_layers=[last], round_to=config.round_to if config.round_to > 1 else None,
+        pruning_ratio=ratio, max_pruning_ratio=MOST, ignored_layers=last, round_to=config.round_to if config.round_to > 1 else None,
     )  # fmt: skip
     pruner.step()
+    with torch.no_grad():
+        for a, b in zip(flatten(small(*example)), flatten(module(*example)), strict=True):
+            if a.shape != b.shape:
+                raise UserError(
+                    "--prune channels would change the shape of an output of this network; prune its backbone alone"
+                )
     return small, pruner.pruning_history()
 
 
@@ -122,7 +158,9 @@ def prune(
     if not batches:
         raise UserError("--prune channels measures the network on samples; give --calib DATA (labels are not needed)")
     start = time.perf_counter()
-    module = module.eval()
+    module = copy.deepcopy(module).eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)
     example = tuple(x[:1] for x in batches[0])
     scores = fisher(module, batches, config.seed)
     whole = measure(module, PLAIN, example)
@@ -148,19 +186,16 @@ def prune(
     if best is None:
         raise UserError(f"no ratio of channels brings the network to {target:g}; ask for more")
     small, history, got = best
-    error = 0.0
     settle(small, batches)
     recipe = {
         "form": "channels",
-        "history": [[n, bool(o), [int(i) for i in index]] for n, o, index in history],
-        "example": [[list(x.shape), str(x.dtype).removeprefix("torch.")] for x in example],
+        "history": [[n, bool(o), sorted(int(i) for i in index)] for n, o, index in history if len(index)],
     }
     record: dict[str, Any] = {
         "method": "channels",
         "family": "convolutional",
         "macs": float(whole.macs()),
         "parameters": float(whole.parameters()),
-        "equal": error,
     }
     if training:
         from compress.prune.vtrans.run import train_weights
@@ -203,17 +238,25 @@ def settle(module: nn.Module, batches: Sequence[Inputs]) -> None:
         norm.eval()
 
 
-def rebuild(module: nn.Module, recipe: dict[str, Any]) -> nn.Module:
-    """The pruned architecture from Torch-Pruning's own history. Raises UserError where it does not fit the module."""
+@torch.enable_grad()
+def rebuild(module: nn.Module, recipe: dict[str, Any], inputs: Sequence[InputSpec]) -> nn.Module:
+    """The pruned architecture from Torch-Pruning's own history. inputs: the model's. Raises UserError where it does not fit the module."""
     package = _package()
     module = copy.deepcopy(module)
     for parameter in module.parameters():
         parameter.requires_grad_(True)
-    example = tuple(torch.zeros(shape, dtype=getattr(torch, kind)) for shape, kind in recipe["example"])
-    graph = package.DependencyGraph().build_dependency(module, example[0] if len(example) == 1 else example)
-    known = dict(module.named_modules())
-    for name, _, _ in recipe["history"]:
-        if name not in known:
+    example = tuple(torch.from_numpy(x) for x in examples(inputs, 0))
+    steps = stored.history(recipe.get("history"))
+    layers = dict(module.named_modules())
+    for name, _, _ in steps:
+        if not isinstance(layers.get(name), (nn.Conv2d, nn.Linear, nn.BatchNorm2d)):
             raise UserError(f"the recipe prunes {name!r}, which this model does not have; run deploy compress again")
-    graph.load_pruning_history(recipe["history"])
+    graph = package.DependencyGraph().build_dependency(module, example[0] if len(example) == 1 else example)
+    try:
+        graph.load_pruning_history([list(s) for s in steps])
+        flatten(module(*example))
+    except (RuntimeError, IndexError, ValueError, KeyError, AttributeError, TypeError, AssertionError) as error:
+        raise UserError(
+            f"the recipe's channels do not fit this model ({str(error).splitlines()[0][:80] if str(error) else 'they are out of range'}); run deploy compress again"
+        ) from None
     return module

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from compress.prune.size import Size, measure
 from compress.prune.structure import Group, Structure
 from deploy.checkpoint import flatten
+from deploy.errors import UserError
 
 Inputs = tuple[Tensor, ...]
 Progress = Callable[[Sequence[Any], str], Iterator[Any]]
@@ -30,7 +31,6 @@ class Context:
     labels: Sequence[Tensor] | None = None
     seed: int = 0
     track: Progress = lambda rows, what: iter(rows)
-    options: Mapping[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -58,6 +58,42 @@ def valid_tokens(structure: Structure, inputs: Inputs) -> Tensor | None:
     if 0 <= structure.padding < len(inputs):
         return inputs[structure.padding] != 0
     return None
+
+
+@torch.no_grad()
+def located(module: nn.Module, structure: Structure, inputs: Inputs) -> Structure:
+    """The structure with the model input that really arrives as attention mask, found by one pass.
+
+    Raises UserError where a block runs more than once in a pass (an encoder that is called twice), which scores and refits do not know, or where the
+    mask leaves no token.
+    """
+    found: list[Any] = []
+    count: dict[str, int] = {}
+    with ExitStack() as stack:
+        if structure.encoder:
+
+            def before(layer: Any, args: Any, kwargs: Any) -> None:
+                found.append(kwargs.get("attention_mask", args[1] if len(args) > 1 else None))
+
+            part = module.get_submodule(structure.encoder)
+            stack.callback(part.register_forward_pre_hook(before, with_kwargs=True).remove)
+        for name in structure.blocks:
+
+            def after(layer: Any, args: Any, out: Any, name: str = name) -> None:
+                count[name] = count.get(name, 0) + 1
+
+            stack.callback(module.get_submodule(name).register_forward_hook(after).remove)
+        module(*inputs)
+    if any(n != 1 for n in count.values()) or len(count) < len(structure.blocks):
+        raise UserError(
+            "a block of this model runs more than once, or never, in one pass; prune the encoder alone and put it back"
+        )
+    mask = next((m for m in found if m is not None), None)
+    places = [k for k, x in enumerate(inputs) if x is mask]
+    padding = places[0] if mask is not None and places else -1
+    if padding >= 0 and not bool((inputs[padding] != 0).any()):
+        raise UserError("the attention mask of --calib leaves no token; give 1 for tokens and 0 for padding")
+    return replace(structure, padding=padding)
 
 
 @contextmanager

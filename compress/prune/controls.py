@@ -10,9 +10,12 @@ import torch
 from torch import nn
 
 from compress.prune.context import Context, Inputs
+from compress.prune.methods.activation import norms
 from compress.prune.methods.optin import relative_error
 from compress.prune.refit import refit
-from compress.prune.slim import slim
+from compress.prune.size import shares
+from compress.prune.slim import rounded, slim
+from compress.prune.structure import Keep
 from deploy.checkpoint import flatten
 
 CONTROLS = ("fisher", "activation", "magnitude", "random")
@@ -26,12 +29,27 @@ def output_error(small: nn.Module, dense: nn.Module, batches: Sequence[Inputs]) 
     return relative_error(got, want, None)
 
 
-def controls(context: Context, refitted: bool) -> dict[str, float]:
-    """Output error of every control at the context's target, refitted like the method's own result."""
+def to_multiples(context: Context, keep: Keep, round_to: int, macs: float) -> Keep:
+    """`keep` with rounded widths within the share `macs`, units ordered by activation norm: first those that stay, then the others."""
+    if round_to <= 1:
+        return keep
+    order = {}
+    for name, value in norms(context).items():
+        best = value.argsort(descending=True)
+        kept = torch.isin(best, keep[name])
+        order[name] = torch.cat([best[kept], best[~kept]])
+    size, structure = context.size, context.structure
+    limit = macs * float(size.macs()) * (1 + 1e-6)
+    return rounded(keep, order, structure, round_to, lambda k: float(size.macs(shares(structure, k))) <= limit)
+
+
+def controls(context: Context, refitted: bool, round_to: int) -> dict[str, float]:
+    """Output error of every control at the context's target, rounded and refitted like the method's own result."""
     found = {}
     quiet = replace(context, track=lambda rows, what: iter(rows))
     for name in context.track(CONTROLS, "controls"):
         keep = importlib.import_module(f"compress.prune.methods.{name}").choose(quiet)
+        keep = to_multiples(quiet, keep, round_to, context.macs)
         small = slim(context.module, context.structure, keep)
         if refitted:
             refit(small, context.module, context.structure, keep, context.batches)

@@ -21,7 +21,9 @@ def prepare(module: nn.Module) -> nn.Module:
             gamma = getattr(getattr(layer, scale, None), "gamma", None)
             if gamma is None:
                 continue
-            dense = getattr(getattr(layer, projection[0]), projection[1])
+            dense = getattr(getattr(layer, projection[0], None), projection[1], None)
+            if type(layer).__name__ != "Block" or not isinstance(dense, nn.Linear):
+                continue
             dense.weight.mul_(gamma[:, None])
             if dense.bias is not None:
                 dense.bias.mul_(gamma)

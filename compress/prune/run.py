@@ -13,61 +13,50 @@ import torch
 from torch import Tensor, nn
 
 from compress.config import CompressConfig
-from compress.prune.context import Context, Inputs
-from compress.prune.controls import controls, output_error
+from compress.prune import stored
+from compress.prune.context import Context, Inputs, located
+from compress.prune.controls import controls, output_error, to_multiples
 from compress.prune.prepare import prepare
 from compress.prune.refit import refit
 from compress.prune.size import measure, shares
-from compress.prune.slim import check_equal, rounded, slim
-from compress.prune.structure import Keep, describe, full
+from compress.prune.slim import check_equal, slim
+from compress.prune.structure import Keep, describe
 from deploy.data import Batch
 from deploy.errors import UserError
+from deploy.inputs import InputSpec
 from deploy.progress import track
 
 
-def rebuild(module: nn.Module, recipe: dict[str, Any]) -> nn.Module:
-    """The pruned architecture of a recipe; its weights are loaded afterwards. Raises UserError for indices that the model does not have."""
+def rebuild(module: nn.Module, recipe: Any, inputs: Sequence[InputSpec]) -> nn.Module:
+    """The pruned architecture of a recipe; its weights are loaded afterwards. inputs: the model's. Raises UserError for a recipe that does not fit it."""
+    recipe = stored.units(recipe)
     if recipe["form"] == "channels":
         from compress.prune.channels import rebuild as channels
 
-        return channels(module, recipe)
+        return channels(module, recipe, inputs)
     module = prepare(copy.deepcopy(module))
     structure = describe(module)
     keep: Keep = {}
     for name, rows in recipe["keep"].items():
         group = structure.by_name.get(name)
-        index = torch.tensor(rows, dtype=torch.long)
-        if (
-            group is None
-            or (len(index) and (int(index.min()) < 0 or int(index.max()) >= group.units))
-            or len(index) < group.least
-        ):
+        if group is None:
             raise UserError(
                 f"the recipe keeps units of {name!r} that this model does not have; run deploy compress again"
             )
-        keep[name] = index
+        keep[name] = torch.tensor(
+            stored.indices(rows, f"the units of {name}", group.units, group.least), dtype=torch.long
+        )
     module = slim(module, structure, keep)
-    if recipe.get("vocabulary"):
-        from compress.prune.vocabulary import shrink
+    if recipe.get("vocabulary") is not None:
+        from compress.prune.vocabulary import rows_of_table, shrink
 
-        module = shrink(module, structure.vocabulary, torch.tensor(recipe["vocabulary"]))
-    if recipe.get("tokens"):
+        rows = stored.indices(recipe["vocabulary"], "the rows of its vocabulary", rows_of_table(structure, module), 1)
+        module = shrink(module, structure.vocabulary, torch.tensor(rows))
+    if recipe.get("tokens") is not None:
         from compress.prune.tokens import merging
 
-        module = merging(module, structure, recipe["tokens"])
+        module = merging(module, structure, stored.counts(recipe["tokens"], "its tokens", len(structure.blocks)))
     return module
-
-
-def ranked(context: Context, keep: Keep) -> dict[str, Tensor]:
-    """Units of every group, best first, for rounding widths: what is kept by activation norm, then what is not."""
-    from compress.prune.methods.activation import norms
-
-    found = {}
-    for name, value in norms(context).items():
-        order = value.argsort(descending=True)
-        kept = torch.isin(order, keep[name])
-        found[name] = torch.cat([order[kept], order[~kept]])
-    return found
 
 
 def prune(
@@ -90,8 +79,8 @@ def prune(
     structure = describe(dense)
     if not batches:
         raise UserError("--prune measures the model on samples; give --calib DATA (labels are not needed)")
-    options = {"embedding": True} if "logits" not in getattr(dense, "heads", lambda: ("logits",))() else {}
-    context = Context(dense, structure, batches, config.macs, labels, config.seed, track, options)
+    structure = located(dense, structure, batches[0])
+    context = Context(dense, structure, batches, config.macs, labels, config.seed, track)
     size = measure(dense, structure, tuple(x[:1] for x in batches[0]))
     record: dict[str, Any] = {
         "method": config.prune,
@@ -114,19 +103,11 @@ def prune(
 
             macs, tokens, curves = split(context)
         keep = (
-            method.choose(Context(dense, structure, batches, macs, labels, config.seed, track, options))
+            method.choose(Context(dense, structure, batches, macs, labels, config.seed, track))
             if macs < 1
-            else full(structure)
+            else {g.name: torch.arange(g.units) for g in structure.branches()}
         )
-        if config.round_to > 1:
-            limit = macs * float(size.macs()) * (1 + 1e-6)
-            keep = rounded(
-                keep,
-                ranked(context, keep),
-                structure,
-                config.round_to,
-                lambda k: float(size.macs(shares(structure, k))) <= limit,
-            )
+        keep = to_multiples(context, keep, config.round_to, macs)
         if config.prune_tokens:
             schedule = exact(context, shares(structure, keep), tokens, curves)
         small = slim(dense, structure, keep)
@@ -135,9 +116,8 @@ def prune(
         if config.refit:
             record["refit"] = refit(small, dense, structure, keep, batches)
         if config.controls and not config.prune_tokens:
-            record["output_error"] = {config.prune: output_error(small, dense, batches)} | controls(
-                context, config.refit
-            )
+            own = {config.prune: output_error(small, dense, batches)}
+            record["output_error"] = controls(context, config.refit, config.round_to) | own
         if schedule:
             from compress.prune.tokens import merging
 
@@ -162,9 +142,11 @@ def prune(
         record["vocabulary"] = len(rows)
     share = shares(structure, keep)
     if schedule:
-        from compress.prune.tokens import merged_macs
+        from compress.prune.tokens import Merges, merged_macs
 
-        record["macs_left"] = merged_macs(size, structure, share, tokens, schedule) / float(size.macs())
+        record["macs_left"] = merged_macs(
+            size, structure, share, tokens, schedule, Merges.of(dense, structure)
+        ) / float(size.macs())
     else:
         record["macs_left"] = float(size.macs(share) / size.macs())
     record["parameters_left"] = sum(p.numel() for p in small.parameters()) / float(size.parameters())

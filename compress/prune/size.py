@@ -21,6 +21,7 @@ class Term:
 
     amount: float
     groups: tuple[str, ...]
+    pairs: bool = False  # of attention: grows with the square of the tokens
 
 
 def _sum(terms: Sequence[Term], share: Mapping[str, Any]) -> Any:
@@ -96,7 +97,7 @@ def measure(module: nn.Module, structure: Structure, example: Sequence[Tensor]) 
     for group in structure.of(HEAD):
         shape = tokens[group.output]
         keys = tokens[group.key or group.output][-2]
-        macs.append(Term(2 * math.prod(shape[:-1]) * keys * shape[-1] / samples, (group.name,)))
+        macs.append(Term(2 * math.prod(shape[:-1]) * keys * shape[-1] / samples, (group.name,), True))
     seen: set[int] = set()
     parameters = []
     for _, value in module.named_parameters(remove_duplicate=False):

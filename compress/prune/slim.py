@@ -14,7 +14,7 @@ from compress.graph import relative_error, replace_module
 from compress.prune.mask import masked
 from compress.prune.structure import Group, Keep, Structure, to_masks
 from deploy.checkpoint import flatten
-from deploy.errors import BoundError
+from deploy.errors import BoundError, UserError
 
 TOLERANCE = 1e-5  # of slim against masked
 
@@ -140,25 +140,38 @@ def rounded(
     fits: Callable[[Keep], bool] = lambda keep: True,
 ) -> Keep:
     """`keep` with neuron and hidden counts at multiples of `round_to` (to the nearest, at most all), the best of `order` [units, best first]
-    staying. Heads are whole units already. While the result does not fit, the group that gained most by rounding loses a step."""
+    staying. Heads are whole units already. While the result does not fit, the group that gained most by rounding loses
+    a step; what that leaves free goes to those that lost most. Raises UserError where no multiples fit."""
     found = dict(keep)
-    for name, index in keep.items():
-        group = structure.by_name[name]
-        if group.kind == "head" or round_to <= 1:
-            continue
-        count = min(group.units, (len(index) + round_to // 2) // round_to * round_to)
-        count = max(count, min(round_to, group.units) if group.least else 0)
+    able = [n for n in keep if structure.by_name[n].kind != "head"] if round_to > 1 else []
+    step = {n: min(round_to, structure.by_name[n].units) for n in able}
+
+    def resize(name: str, count: int) -> None:
         found[name] = order[name][:count].sort().values
+
+    for name in able:
+        group, wanted = structure.by_name[name], len(keep[name])
+        count = min(group.units, (wanted + step[name] // 2) // step[name] * step[name])
+        resize(name, max(count, step[name]) if wanted or group.least else 0)
+    nearest = {n: len(found[n]) for n in able}
     while not fits(found):
-        able = [
-            n
-            for n in found
-            if structure.by_name[n].kind != "head" and len(found[n]) - round_to >= structure.by_name[n].least
-        ]
-        if not able:
-            break
-        name = max(able, key=lambda n: len(found[n]) - len(keep[n]))
-        found[name] = order[name][: len(found[name]) - round_to].sort().values
+        low = [n for n in able if len(found[n]) - step[n] >= max(step[n], structure.by_name[n].least)]
+        if not low:
+            raise UserError(f"--round-to {round_to} is too coarse for this model and target; lower it")
+        name = max(low, key=lambda n: len(found[n]) - len(keep[n]))
+        resize(name, len(found[name]) - step[name])
+    grown = True
+    while grown:  # what the steps down left free
+        grown = False
+        for name in sorted(able, key=lambda n: len(found[n]) - len(keep[n])):
+            before = found[name]
+            if len(before) >= nearest[name]:
+                continue
+            resize(name, min(structure.by_name[name].units, len(before) + step[name]))
+            if fits(found):
+                grown = True
+                break
+            found[name] = before
     return found
 
 

@@ -81,13 +81,14 @@ class Structure:
     """The prunable groups of one module.
 
     blocks: modules in the order of their execution, each one's first output being the first input of the next (or of a module between).
-    padding: the model input that is 0 for tokens that are only there to fill up, -1 where there is none.
+    encoder: the part that takes an attention mask, '' where none does. padding: the model input that is 0 for tokens that are only there to fill up, -1 where there is none.
     vocabulary: the embedding whose rows are tokens, '' where rows cannot be removed safely.
     """
 
     family: str
     groups: tuple[Group, ...]
     blocks: tuple[str, ...] = ()
+    encoder: str = ""
     padding: int = -1
     vocabulary: str = ""
     by_name: dict[str, Group] = field(init=False, repr=False, compare=False)
@@ -129,6 +130,21 @@ def linear_cuts(
     return (*rows, *(Cut(f"{n}.weight", 1, width_out) for n in outputs))
 
 
+def parent_of(root: nn.Module, at: str) -> tuple[str, nn.Module | None]:
+    """(prefix, module) that holds the part whose parameters begin with `at`; None where the part is the whole."""
+    if not at:
+        return "", None
+    name = at.rstrip(".").rpartition(".")[0]
+    return f"{name}." if name else "", root.get_submodule(name)
+
+
+def restored(root: nn.Module, at: str) -> str:
+    """Where the module that holds a part gives hidden dimensions out and can put them back (deploy.hub.HubModel), '' where it cannot."""
+    prefix, parent = parent_of(root, at)
+    place = parent.restore_at(at.removeprefix(prefix)) if parent is not None and hasattr(parent, "restore_at") else ""  # type: ignore[operator]
+    return f"{prefix}{place}" if place else ""
+
+
 def existing(root: nn.Module, group: Group) -> Group:
     """The group without cuts of parameters that are not there (layers without bias)."""
     names = {n for n, _ in root.named_parameters(remove_duplicate=False)} | {n for n, _ in root.named_buffers()}
@@ -148,7 +164,7 @@ def describe(module: nn.Module) -> Structure:
     for adapter in _adapters():
         known += adapter.CLASSES  # type: ignore[attr-defined]
         for name, part in module.named_modules():
-            if type(part).__name__ in adapter.CLASSES:  # type: ignore[attr-defined]
+            if type(part).__name__ in adapter.CLASSES and type(part).__module__.startswith(adapter.PACKAGE):  # type: ignore[attr-defined]
                 found: Structure = adapter.describe(module, f"{name}." if name else "", part)  # type: ignore[attr-defined]
                 return replace(found, groups=tuple(existing(module, g) for g in found.groups))
     raise UserError(

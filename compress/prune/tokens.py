@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -117,7 +118,7 @@ def token_macs(size: Size, structure: Structure, tokens: int) -> list[tuple[floa
         head = next(g for g in structure.of(HEAD) if g.block == k)
         neuron = next(g for g in structure.branches() if g.block == k and g.kind != HEAD)
         terms = [t for t in size.macs_terms if head.name in t.groups]
-        pair = next(t.amount for t in terms if t.groups == (head.name,))
+        pair = next(t.amount for t in terms if t.pairs)
         found.append(
             (
                 (sum(t.amount for t in terms) - pair) / tokens,
@@ -128,7 +129,34 @@ def token_macs(size: Size, structure: Structure, tokens: int) -> list[tuple[floa
     return found
 
 
-def merged_macs(size: Size, structure: Structure, share: dict[str, float], tokens: int, leave: Sequence[int]) -> float:
+def merge_macs(count: int, leave: int, prefix: int, key: int, width: int) -> float:
+    """MACs of one merging itself: likeness of all even with all odd tokens, and adding up the ones that leave."""
+    if not leave:
+        return 0.0
+    even, odd = -(-(count - prefix) // 2), (count - prefix) // 2
+    return even * odd * key + odd * leave * (width + 1)
+
+
+@dataclass(frozen=True)
+class Merges:
+    """What a merging costs in a model: class tokens, width of keys and of tokens."""
+
+    prefix: int
+    key: int
+    width: int
+
+    @classmethod
+    def of(cls, module: nn.Module, structure: Structure) -> Merges:
+        owner: Any = module.get_submodule(_blocks(structure).rpartition(".")[0])
+        return cls(int(owner.num_prefix_tokens), int(owner.blocks[0].attn.head_dim), int(owner.embed_dim))
+
+    def macs(self, count: int, leave: int) -> float:
+        return merge_macs(count, leave, self.prefix, self.key, self.width)
+
+
+def merged_macs(
+    size: Size, structure: Structure, share: dict[str, float], tokens: int, leave: Sequence[int], merges: Merges
+) -> float:
     """MACs per sample with shares of units kept and tokens merged away."""
     rest = float(size.macs({g.name: 0.0 for g in structure.branches()}))
     count = tokens
@@ -136,6 +164,7 @@ def merged_macs(size: Size, structure: Structure, share: dict[str, float], token
         head = next(g.name for g in structure.of(HEAD) if g.block == k)
         neuron = next(g.name for g in structure.branches() if g.block == k and g.kind != HEAD)
         rest += share.get(head, 1.0) * (before * count + pair * count**2)
+        rest += merges.macs(count, leave[k])
         count -= leave[k]
         rest += share.get(neuron, 1.0) * after * count
     return rest
@@ -166,7 +195,11 @@ def losses(context: Context) -> tuple[int, list[dict[int, float]]]:
 
 
 def schedule(
-    macs: list[tuple[float, float, float]], tokens: int, curves: list[dict[int, float]], saving: float
+    macs: list[tuple[float, float, float]],
+    tokens: int,
+    curves: list[dict[int, float]],
+    saving: float,
+    merges: Merges,
 ) -> tuple[list[int], float] | None:
     """(tokens that leave each block, summed loss) of least loss that saves `saving` MACs; None where merging cannot save as much.
 
@@ -183,7 +216,7 @@ def schedule(
                 for leave in range(min(int(known[-1]), (count - 1) // 2) + 1):
                     # a token of fewer stands for more of the image
                     extra = float(np.interp(leave * tokens / count, known, values))
-                    spent = before * count + pair * count**2 + after * (count - leave)
+                    spent = before * count + pair * count**2 + after * (count - leave) + merges.macs(count, leave)
                     value = total + extra + price * spent
                     if count - leave not in then or value < then[count - leave][0]:
                         then[count - leave] = (value, loss + extra, cost + spent, [*path, leave])
@@ -215,7 +248,13 @@ def exact(context: Context, share: dict[str, float], tokens: int, curves: list[d
         head = next(g.name for g in structure.of(HEAD) if g.block == k)
         neuron = next(g.name for g in structure.branches() if g.block == k and g.kind != HEAD)
         table.append((before * share.get(head, 1.0), after * share.get(neuron, 1.0), pair * share.get(head, 1.0)))
-    found = schedule(table, tokens, curves, float(size.macs(share)) - context.macs * float(size.macs()))
+    found = schedule(
+        table,
+        tokens,
+        curves,
+        float(size.macs(share)) - context.macs * float(size.macs()),
+        Merges.of(context.module, structure),
+    )
     if found is None:
         raise UserError(f"--macs {context.macs:g} is out of reach even with merged tokens; ask for more")
     return found[0]
@@ -227,6 +266,7 @@ def split(context: Context) -> tuple[float, int, list[dict[int, float]]]:
     Raises UserError where the target is out of reach.
     """
     whole = float(context.size.macs())
+    merges = Merges.of(context.module, context.structure)
     tokens, curves = losses(context)
     units = optin.scores(context)
     best: tuple[float, float] | None = None
@@ -244,7 +284,7 @@ def split(context: Context) -> tuple[float, int, list[dict[int, float]]]:
             scale = macs
         table = token_macs(context.size, context.structure, tokens)
         table = [(a * scale, b * scale, c * scale) for a, b, c in table]
-        found = schedule(table, tokens, curves, (macs - context.macs) * whole)
+        found = schedule(table, tokens, curves, (macs - context.macs) * whole, merges)
         if found is None:
             continue
         rows.append({"units": round(macs, 4), "tokens": found[0], "loss": loss + found[1]})

@@ -37,17 +37,22 @@ class FewerRows(nn.Module):
         return out
 
 
-def seen(structure: Structure, module: nn.Module, batches: Sequence[Inputs]) -> Tensor:
-    """Sorted token numbers that occur in the first input of the batches, with the special ones.
-
-    Raises UserError for models whose rows cannot go: there is no token embedding, or a language head gives them out.
-    """
+def rows_of_table(structure: Structure, module: nn.Module) -> int:
+    """Rows of the token embedding. Raises UserError for models whose rows cannot go."""
     if not structure.vocabulary:
         raise UserError(
             f"--prune-vocabulary takes encoders of text (BERT, RoBERTa, DistilBERT); this is a {structure.family}"
         )
     embedding: Any = module.get_submodule(structure.vocabulary)
-    special = torch.arange(min(SPECIAL, embedding.num_embeddings))
+    return int(embedding.num_embeddings)
+
+
+def seen(structure: Structure, module: nn.Module, batches: Sequence[Inputs]) -> Tensor:
+    """Sorted token numbers that occur in the first input of the batches, with the special ones.
+
+    Raises UserError for models whose rows cannot go: there is no token embedding, or a language head gives them out.
+    """
+    special = torch.arange(min(SPECIAL, rows_of_table(structure, module)))
     return torch.cat([special, *(b[0].reshape(-1).long() for b in batches)]).unique()
 
 

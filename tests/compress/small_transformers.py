@@ -21,12 +21,19 @@ def _perturb(module: nn.Module) -> nn.Module:
     return prepare(module).eval()
 
 
+def _seeded(make: Callable[[], nn.Module]) -> nn.Module:
+    """The same weights at every call."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return _perturb(make())
+
+
 def _hub(name: str, **config: Any) -> Callable[[], nn.Module]:
-    return lambda: _perturb(build(name)(**config))
+    return lambda: _seeded(lambda: build(name)(**config))
 
 
 def _timm(name: str, **args: Any) -> Callable[[], nn.Module]:
-    return lambda: _perturb(timm.create_model(name, pretrained=False, num_classes=7, **args))
+    return lambda: _seeded(lambda: timm.create_model(name, pretrained=False, num_classes=7, **args))
 
 
 TEXT = {"vocab_size": 90, "max_position_embeddings": 40}

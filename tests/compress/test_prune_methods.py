@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from compress.config import CompressConfig
 from compress.graph import relative_error
-from compress.prune.context import Context, record, replayed
+from compress.prune.context import Context, located, record, replayed
 from compress.prune.controls import output_error
 from compress.prune.mask import masked
 from compress.prune.methods import activation, fisher, optin, optin_paper
@@ -219,7 +219,7 @@ def test_refit_brings_the_model_back(name: str) -> None:
         before = output_error(small, module, inputs)
         left = refit(small, module, structure, keep, inputs)
         after = output_error(small, module, inputs)
-    assert set(left) == {g.name for g in structure.branches() if len(keep[g.name]) < g.units} | set(left)
+    assert set(left) >= {g.name for g in structure.branches() if len(keep[g.name]) < g.units}
     assert all(0 <= v <= 1 for v in left.values()) and min(left.values()) < 0.9
     assert after < before
 
@@ -232,7 +232,7 @@ def test_target_is_met_and_rebuilt(method: str, name: str) -> None:
     config = CompressConfig(prune=method, macs=0.7, round_to=2)
     small, recipe, row = prune(module, config, [inputs], None, None)
     assert 0.6 < row["macs_left"] <= 0.7 + 1e-9 and row["parameters_left"] < 1
-    again = rebuild(module, recipe)
+    again = rebuild(module, recipe, ())
     again.load_state_dict(small.state_dict(), strict=True)
     with torch.no_grad():
         assert torch.equal(again.eval()(*inputs), small(*inputs))
@@ -263,6 +263,80 @@ def test_out_of_reach() -> None:
 
 def test_recipe_of_another_model() -> None:
     with pytest.raises(UserError, match="does not have"):
-        rebuild(FAMILIES["bert"](), {"form": "units", "keep": {"blocks.0.heads": [0]}})
-    with pytest.raises(UserError, match="does not have"):
-        rebuild(FAMILIES["vit"](), {"form": "units", "keep": {"blocks.0.heads": [9]}})
+        rebuild(FAMILIES["bert"](), {"form": "units", "keep": {"blocks.0.heads": [0]}}, ())
+    with pytest.raises(UserError, match="out of range"):
+        rebuild(FAMILIES["vit"](), {"form": "units", "keep": {"blocks.0.heads": [9]}}, ())
+
+
+def test_an_encoder_that_runs_twice_is_refused() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = FAMILIES["bert"]()
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            out: Tensor = self.encoder(a, b) * self.encoder(a.flip(0), b)
+            return out
+
+    with pytest.raises(UserError, match="more than once"):
+        prune(Twice(), CompressConfig(prune="random", macs=0.7), [example(FAMILIES["bert"]())], None, None)
+
+
+def test_the_mask_is_found_where_it_is() -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = FAMILIES["bert"]()
+
+        def forward(self, other: Tensor, mask: Tensor, ids: Tensor) -> Tensor:
+            out: Tensor = self.encoder(ids, mask) + 0 * other.sum()
+            return out
+
+    module, (ids, mask) = Turned(), example(FAMILIES["bert"]())
+    structure = describe(module)
+    assert located(module, structure, (torch.zeros(3, 2), mask, ids)).padding == 1
+    assert located(FAMILIES["vit"](), describe(FAMILIES["vit"]()), example(FAMILIES["vit"]())).padding == -1
+    with pytest.raises(UserError, match="leaves no token"):
+        located(module, structure, (torch.zeros(3, 2), torch.zeros_like(mask), ids))
+
+
+def test_foreign_vits_are_not_taken_for_ours() -> None:
+    import timm
+    import torchvision
+
+    for module in (
+        torchvision.models.vit_b_32(),
+        timm.create_model("vit_base_patch14_dinov2", img_size=28, depth=1, mlp_layer=timm.layers.SwiGLUPacked),
+    ):
+        with pytest.raises(UserError, match=r"adapter|does not know"):
+            describe(module)
+
+
+def test_readers_that_nobody_knows_keep_their_width() -> None:
+    """A head of one's own on the hidden state: heads and neurons can go, hidden dimensions cannot."""
+
+    class Tagger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bert = FAMILIES["bert"]().model
+            self.tags = nn.Linear(24, 3)
+
+    assert not describe(Tagger()).of("hidden") and len(describe(Tagger()).branches()) == 4
+
+
+def test_rounding_that_cannot_fit() -> None:
+    module = FAMILIES["bert-classifier"]()
+    inputs = example(module, 16)
+    _, _, row = prune(
+        module, CompressConfig(prune="optin", macs=0.7, round_to=16, controls=False), [inputs], None, None
+    )
+    assert row["macs_left"] <= 0.7
+    with pytest.raises(UserError, match="too coarse"):
+        prune(module, CompressConfig(prune="optin", macs=0.5, round_to=128, controls=False), [inputs], None, None)
+
+
+def test_labels_that_are_no_classes_are_left_out() -> None:
+    plain, labelled = context(), context(labels=[torch.full((16,), 99)])
+    assert all(
+        torch.equal(a, b) for a, b in zip(fisher.scores(plain).values(), fisher.scores(labelled).values(), strict=True)
+    )

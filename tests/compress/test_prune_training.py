@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from compress.config import CompressConfig
 from compress.graph import relative_error
@@ -27,8 +28,13 @@ from compress.prune.vtrans.vib import Masks, Vib
 from deploy.checkpoint import load
 from deploy.data import Batch
 from deploy.errors import UserError
+from deploy.inputs import InputSpec
 from tests.compress.small_transformers import FAMILIES, example
 from tests.conftest import CALIB, MODEL
+
+
+def specs_of(inputs: tuple[Tensor, ...]) -> tuple[InputSpec, ...]:
+    return tuple(InputSpec(f"x{k}", (1, *x.shape[1:])) for k, x in enumerate(inputs))
 
 
 def test_divergence_is_that_of_the_fitted_prior() -> None:
@@ -99,7 +105,7 @@ def test_vtrans_meets_its_target(target: dict[str, float], variant: str, monkeyp
     got = row["macs_left"] if "macs" in target else row["parameters_left"]
     assert got <= next(iter(target.values())) + 0.01 and got > next(iter(target.values())) - 0.08
     assert row["vtrans"]["samples"] < 64 and row["vtrans"]["share"][0] == 1.0 and row["vtrans"]["share"][-1] < 0.75
-    again = rebuild(module, recipe)
+    again = rebuild(module, recipe, specs_of(inputs))
     again.load_state_dict(small.state_dict(), strict=True)
     with torch.no_grad():
         assert torch.equal(again.eval()(*inputs), small(*inputs))
@@ -170,7 +176,7 @@ def test_tokens_meet_the_target() -> None:
         module, CompressConfig(prune="optin", macs=0.6, round_to=2, prune_tokens=True), [inputs], None, None
     )
     assert sum(row["tokens"]) > 0 and 0.5 < row["macs_left"] <= 0.601
-    again = rebuild(module, recipe)
+    again = rebuild(module, recipe, specs_of(inputs))
     again.load_state_dict(small.state_dict(), strict=True)
     with torch.no_grad():
         assert (
@@ -186,20 +192,24 @@ def test_token_macs_are_counted() -> None:
     inputs = example(module)
     structure = describe(module)
     size = measure(module, structure, inputs)
+    merges = tokens.Merges.of(module, structure)
     merged = tokens.merging(module, structure, [3, 4])
-    assert tokens.merged_macs(size, structure, {}, 17, [0, 0]) == pytest.approx(size.macs())
-    found: list[float] = []
-    handles = [
-        layer.register_forward_hook(lambda m, a, o: found.append(o.numel() // o.shape[0] * m.weight[0].numel()))
-        for layer in merged.modules()
-        if isinstance(layer, (nn.Linear, nn.Conv2d))
-    ]
-    with torch.no_grad():
+    assert tokens.merged_macs(size, structure, {}, 17, [0, 0], merges) == pytest.approx(size.macs())
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         merged(*inputs)
-    for handle in handles:
-        handle.remove()
-    attention = 2 * 24 * (17**2 + 14**2)
-    assert tokens.merged_macs(size, structure, {}, 17, [3, 4]) == pytest.approx(sum(found) + attention)
+    want = (
+        counter.get_total_flops() / 2 / len(inputs[0])
+    )  # attention and merging are written out there, so torch sees all of it
+    assert tokens.merged_macs(size, structure, {}, 17, [3, 4], merges) == pytest.approx(want, rel=1e-6)
+
+
+def test_mild_targets_by_tokens_alone() -> None:
+    module = FAMILIES["vit"]()
+    inputs = example(module, 16)
+    _, _, row = prune(
+        module, CompressConfig(prune="optin", macs=0.97, prune_tokens=True, controls=False), [inputs], None, None
+    )
+    assert row["macs_left"] <= 0.97
 
 
 def test_tokens_are_for_vit() -> None:
@@ -244,7 +254,7 @@ def test_channels(name: str) -> None:
     module, inputs = _nets()[name]
     small, recipe, row = prune(module, CompressConfig(prune="channels", macs=0.8, round_to=2), [inputs], None, None)
     assert 0.75 < row["macs_left"] <= 0.8 and row["parameters_left"] < 0.95
-    again = rebuild(module, recipe)
+    again = rebuild(module, recipe, specs_of(inputs))
     again.load_state_dict(small.state_dict(), strict=True)
     with torch.no_grad():
         assert torch.equal(again.eval()(*inputs), small(*inputs))
@@ -267,3 +277,32 @@ def test_context_budget() -> None:
     context = Context(module, describe(module), [example(module)], 0.7)
     fixed = context.size.macs({g.name: 0.0 for g in context.structure.branches()})
     assert context.budget == pytest.approx(0.7 * context.size.macs() - fixed)
+
+
+def test_outputs_of_a_cnn_stay() -> None:
+    """Two heads, one of them registered first: no class of either goes, and the caller's module stays as it was."""
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(16, 12)
+            self.body = nn.Sequential(
+                nn.Conv2d(1, 16, 3),
+                nn.BatchNorm2d(16),
+                nn.ReLU(),
+                nn.Conv2d(16, 16, 3),
+                nn.ReLU(),
+                nn.AdaptiveAvgPool2d(1),
+                nn.Flatten(),
+            )
+            self.second = nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = self.body(x)
+            return self.first(x), self.second(x)
+
+    module = Heads().train().requires_grad_(False)
+    x = torch.randn(8, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    small, _, row = prune(module, CompressConfig(prune="channels", macs=0.5, round_to=1), [(x,)], None, None)
+    assert [tuple(o.shape) for o in small(x)] == [(8, 12), (8, 4)] and row["macs_left"] <= 0.5
+    assert module.training and not any(p.requires_grad for p in module.parameters())

@@ -137,7 +137,8 @@ def test_rounded_widths(kept: int, step: int) -> None:
     order = {group.name: torch.randperm(group.units)}
     found = rounded({group.name: order[group.name][:kept].sort().values}, order, structure, step)[group.name]
     assert len(found) % step == 0 or len(found) == group.units
-    assert abs(len(found) - kept) <= step / 2 or len(found) == group.units
+    assert abs(len(found) - kept) <= step / 2 or len(found) == group.units or (0 < kept < step == len(found))
+    assert (len(found) == 0) == (kept == 0)
     smaller = set(found.tolist()), set(order[group.name][:kept].tolist())
     assert min(smaller, key=len) <= max(smaller, key=len)
 

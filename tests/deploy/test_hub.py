@@ -131,3 +131,23 @@ def test_wrong_sizes_are_the_users_fault(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["BertModel"], "model_type": "bert", **BERT}))
     with pytest.raises(UserError, match="do not fit the architecture"):
         load(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "change", [{"hidden_act": "gelu_x"}, {"num_attention_heads": 0}, {"hidden_size": None}, {"id2label": 3}]
+)
+def test_values_that_make_no_model(change: dict[str, object], tmp_path: Path) -> None:
+    save_file({"embeddings.word_embeddings.weight": torch.zeros(4, 4)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(
+        json.dumps({"architectures": ["BertModel"], "model_type": "bert", **BERT, **change})
+    )
+    with pytest.raises(UserError):
+        load(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "name", ["DPTForDepthEstimation", "UperNetForSemanticSegmentation", "TimmWrapperModel", "TimmBackbone"]
+)
+def test_classes_that_fetch_parts_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match="no model class"):
+        build(name)

@@ -6,9 +6,22 @@ from typing import Any
 
 from torch import nn
 
-from compress.prune.structure import HEAD, HIDDEN, NEURON, Attribute, Cut, Group, Structure, linear_cuts
+from compress.prune.structure import (
+    HEAD,
+    HIDDEN,
+    NEURON,
+    Attribute,
+    Cut,
+    Group,
+    Structure,
+    linear_cuts,
+    parent_of,
+    restored,
+)
 
 CLASSES = ("BertModel", "RobertaModel")
+PACKAGE = "transformers."
+POOLED = ("BertForSequenceClassification", "BertForMultipleChoice", "BertForNextSentencePrediction")
 
 
 def describe(root: nn.Module, at: str, model: Any) -> Structure:
@@ -44,16 +57,22 @@ def describe(root: nn.Module, at: str, model: Any) -> Structure:
         norms += [norm, f"{block}.output.LayerNorm"]
         readers += [*projections, f"{up}.dense"]
         writers += [dense, down]
-    restore = root.restore_at(at) if hasattr(root, "restore_at") else ""
-    outer = at.rpartition(".")[0].rpartition(".")[0]
-    known = dict(root.named_modules())
-    heads = [n for n in (f"{at}pooler.dense", f"{outer}.classifier.dense".lstrip(".")) if n in known]
-    if restore or (heads and root is not model):
+    restore = restored(root, at)
+    prefix, parent = parent_of(root, at)
+    heads: list[str] = []
+    if type(parent).__name__ in POOLED and model.pooler is not None:
+        heads = [f"{at}pooler.dense"]
+    elif type(parent).__name__ == "RobertaForSequenceClassification":
+        heads = [f"{prefix}classifier.dense"]
+    if restore or heads:
+        pooler = [f"{at}pooler.dense"] if model.pooler is not None and restore else []
         cuts = [Cut(f"{at}embeddings.{n}_embeddings.weight", 1) for n in ("word", "position", "token_type")]
         cuts += [Cut(f"{n}.{p}", 0) for n in norms for p in ("weight", "bias")]
-        cuts += linear_cuts(writers, [*readers, *heads])
+        cuts += linear_cuts(writers, [*readers, *heads, *pooler])
         width = model.config.hidden_size
         groups.append(
             Group(f"{at}hidden", HIDDEN, width, tuple(cuts), norms=tuple((n, 1) for n in norms), restore=restore)
         )
-    return Structure("bert", tuple(groups), tuple(blocks), padding=1, vocabulary=f"{at}embeddings.word_embeddings")
+    return Structure(
+        "bert", tuple(groups), tuple(blocks), encoder=at.rstrip("."), vocabulary=f"{at}embeddings.word_embeddings"
+    )

@@ -6,9 +6,21 @@ from typing import Any
 
 from torch import nn
 
-from compress.prune.structure import HEAD, HIDDEN, NEURON, Attribute, Cut, Group, Structure, linear_cuts
+from compress.prune.structure import (
+    HEAD,
+    HIDDEN,
+    NEURON,
+    Attribute,
+    Cut,
+    Group,
+    Structure,
+    linear_cuts,
+    parent_of,
+    restored,
+)
 
 CLASSES = ("DistilBertModel",)
+PACKAGE = "transformers."
 
 
 def describe(root: nn.Module, at: str, model: Any) -> Structure:
@@ -36,10 +48,9 @@ def describe(root: nn.Module, at: str, model: Any) -> Structure:
         norms += [f"{block}.sa_layer_norm", f"{block}.output_layer_norm"]
         readers += [*projections, f"{block}.ffn.lin1"]
         writers += [f"{core}.out_lin", f"{block}.ffn.lin2"]
-    restore = root.restore_at(at) if hasattr(root, "restore_at") else ""
-    outer = at.rpartition(".")[0].rpartition(".")[0]
-    head = f"{outer}.pre_classifier".lstrip(".")
-    heads = [n for n, _ in root.named_modules() if n == head]
+    restore = restored(root, at)
+    prefix, parent = parent_of(root, at)
+    heads = [f"{prefix}pre_classifier"] if type(parent).__name__ == "DistilBertForSequenceClassification" else []
     if restore or heads:
         cuts = [Cut(f"{at}embeddings.{n}.weight", 1) for n in ("word_embeddings", "position_embeddings")]
         cuts += [Cut(f"{n}.{p}", 0) for n in norms for p in ("weight", "bias")]
@@ -55,5 +66,5 @@ def describe(root: nn.Module, at: str, model: Any) -> Structure:
             )
         )
     return Structure(
-        "distilbert", tuple(groups), tuple(blocks), padding=1, vocabulary=f"{at}embeddings.word_embeddings"
+        "distilbert", tuple(groups), tuple(blocks), encoder=at.rstrip("."), vocabulary=f"{at}embeddings.word_embeddings"
     )

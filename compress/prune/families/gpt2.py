@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from compress.prune.structure import HEAD, HIDDEN, NEURON, Attribute, Cut, Group, Structure, linear_cuts
+from compress.prune.structure import HEAD, HIDDEN, NEURON, Attribute, Cut, Group, Structure, linear_cuts, parent_of
 
 CLASSES = ("GPT2Model",)
+PACKAGE = "transformers."
 
 
 def describe(root: nn.Module, at: str, model: Any) -> Structure:
@@ -38,13 +39,12 @@ def describe(root: nn.Module, at: str, model: Any) -> Structure:
         norms += [f"{block}.ln_1", f"{block}.ln_2"]
         readers += [f"{core}.c_attn", f"{block}.mlp.c_fc"]
         writers += [f"{core}.c_proj", f"{block}.mlp.c_proj"]
-    outer = at.removesuffix("transformer.")
-    head = f"{outer}lm_head"
-    if at != outer and any(n == head for n, _ in root.named_modules()):
-        cuts = [Cut(f"{at}wte.weight", 1), Cut(f"{at}wpe.weight", 1), Cut(f"{head}.weight", 1)]
+    prefix, parent = parent_of(root, at)
+    if type(parent).__name__ == "GPT2LMHeadModel":
+        cuts = [Cut(f"{at}wte.weight", 1), Cut(f"{at}wpe.weight", 1), Cut(f"{prefix}lm_head.weight", 1)]
         cuts += [Cut(f"{n}.{p}", 0) for n in norms for p in ("weight", "bias")]
         cuts += linear_cuts(writers, readers)
         groups.append(
             Group(f"{at}hidden", HIDDEN, model.config.n_embd, tuple(cuts), norms=tuple((n, 1) for n in norms))
         )
-    return Structure("gpt2", tuple(groups), tuple(blocks), padding=1)
+    return Structure("gpt2", tuple(groups), tuple(blocks), encoder=at.rstrip("."))

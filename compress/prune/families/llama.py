@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from compress.prune.structure import HEAD, HIDDEN, NEURON, Cut, Group, Structure, linear_cuts
+from compress.prune.structure import HEAD, HIDDEN, NEURON, Cut, Group, Structure, linear_cuts, parent_of
 
 CLASSES = ("LlamaModel", "MistralModel")
+PACKAGE = "transformers."
 
 
 def describe(root: nn.Module, at: str, model: Any) -> Structure:
@@ -43,10 +44,13 @@ def describe(root: nn.Module, at: str, model: Any) -> Structure:
         norms += [f"{block}.input_layernorm", f"{block}.post_attention_layernorm"]
         readers += [*(f"{core}.{p}_proj" for p in "qkv"), f"{mlp}.gate_proj", f"{mlp}.up_proj"]
         writers += [f"{core}.o_proj", f"{mlp}.down_proj"]
-    outer = at.removesuffix("model.")
-    head = f"{outer}lm_head"
-    if at != outer and any(n == head for n, _ in root.named_modules()):
-        cuts = (Cut(f"{at}embed_tokens.weight", 1), Cut(f"{head}.weight", 1), *(Cut(f"{n}.weight", 0) for n in norms))
+    prefix, parent = parent_of(root, at)
+    if type(parent).__name__ in ("LlamaForCausalLM", "MistralForCausalLM"):
+        cuts = (
+            Cut(f"{at}embed_tokens.weight", 1),
+            Cut(f"{prefix}lm_head.weight", 1),
+            *(Cut(f"{n}.weight", 0) for n in norms),
+        )
         cuts += linear_cuts(writers, readers)
         groups.append(Group(f"{at}hidden", HIDDEN, model.config.hidden_size, cuts, norms=tuple((n, 1) for n in norms)))
-    return Structure("llama", tuple(groups), tuple(blocks), padding=1)
+    return Structure("llama", tuple(groups), tuple(blocks), encoder=at.rstrip("."))

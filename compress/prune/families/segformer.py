@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from compress.prune.structure import HEAD, HIDDEN, NEURON, Attribute, Cut, Group, Structure, linear_cuts
+from compress.prune.structure import HEAD, HIDDEN, NEURON, Attribute, Cut, Group, Structure, linear_cuts, parent_of
 
 CLASSES = ("SegformerModel",)
+PACKAGE = "transformers."
 
 
 def describe(root: nn.Module, at: str, model: Any) -> Structure:
@@ -16,9 +17,9 @@ def describe(root: nn.Module, at: str, model: Any) -> Structure:
     groups: list[Group] = []
     hidden: list[Group] = []
     blocks: list[str] = []
-    outer = at.removesuffix("segformer.")
-    decoder = f"{outer}decode_head.linear_projections"
-    decoded = at != outer and any(n == decoder for n, _ in root.named_modules())
+    prefix, parent = parent_of(root, at)
+    decoder = f"{prefix}decode_head.linear_projections"
+    decoded = type(parent).__name__ == "SegformerForSemanticSegmentation"
     for s, stage in enumerate(model.stages):
         name = f"{at}stages.{s}"
         norms = [f"{name}.patch_embeddings.layer_norm", f"{name}.layer_norm"]

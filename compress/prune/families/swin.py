@@ -10,6 +10,7 @@ from compress.prune.families.vit import branches
 from compress.prune.structure import HIDDEN, Cut, Group, Structure, linear_cuts
 
 CLASSES = ("SwinTransformer",)
+PACKAGE = "timm."
 
 
 def describe(root: nn.Module, at: str, model: Any) -> Structure:
@@ -34,6 +35,7 @@ def describe(root: nn.Module, at: str, model: Any) -> Structure:
         else:
             writers.append(f"{at}layers.{s}.downsample.reduction")
         cuts: list[Cut] = []
+        given_out = False
         if s + 1 < len(model.layers):
             merge = f"{at}layers.{s + 1}.downsample"
             norms.append((f"{merge}.norm", 4))
@@ -41,7 +43,10 @@ def describe(root: nn.Module, at: str, model: Any) -> Structure:
         else:
             norms.append((f"{at}norm", 1))
             readers.append(f"{at}head.fc")
+            given_out = not isinstance(model.head.fc, nn.Linear)
         cuts += [Cut(f"{n}.{p}", 0, blocks=k) for n, k in norms for p in ("weight", "bias")]
+        if given_out:
+            continue  # the features are the output
         hidden.append(
             Group(f"{at}layers.{s}.hidden", HIDDEN, width, (*cuts, *linear_cuts(writers, readers)), norms=tuple(norms))
         )

@@ -10,6 +10,7 @@ from compress.prune.structure import HEAD, HIDDEN, NEURON, Attribute, Cut, Group
 from deploy.errors import UserError
 
 CLASSES = ("VisionTransformer", "VisionTransformerDistilled")
+PACKAGE = "timm."
 
 
 def branches(block: str, layer: Any, k: int, after: str, sums: bool = True) -> list[Group]:
@@ -37,21 +38,23 @@ def branches(block: str, layer: Any, k: int, after: str, sums: bool = True) -> l
 
 def describe(root: nn.Module, at: str, model: Any) -> Structure:
     """Heads, neurons and hidden dimensions. Raises UserError for variants whose attention or residual has further parts."""
-    first = model.blocks[0]
-    odd = [
-        p for p in ("q_norm", "k_norm", "norm") if not isinstance(getattr(first.attn, p, nn.Identity()), nn.Identity)
-    ]
-    if (
-        odd
-        or getattr(first.attn, "gate", None) is not None
-        or not isinstance(getattr(first.mlp, "norm", nn.Identity()), nn.Identity)
-    ):
-        raise UserError(
-            "this ViT normalises or gates inside its attention or MLP, which pruning does not know; prune a plain ViT or DeiT"
+    for layer in model.blocks:
+        parts = (
+            type(layer).__name__,
+            type(layer.attn).__name__ if hasattr(layer, "attn") else "",
+            type(getattr(layer, "mlp", None)).__name__,
         )
-    final = next(n for n in ("norm", "fc_norm") if not isinstance(getattr(model, n), nn.Identity))
+        inner = [getattr(layer.attn, p, nn.Identity()) for p in ("q_norm", "k_norm", "norm")] if parts[1] else []
+        plain_parts = parts == ("Block", "Attention", "Mlp") and isinstance(layer.mlp.norm, nn.Identity)
+        if not plain_parts or layer.attn.gate is not None or any(not isinstance(n, nn.Identity) for n in inner):
+            raise UserError(
+                f"this ViT has blocks of {', '.join(p for p in parts if p)} with further parts inside, which pruning does not know; prune a plain ViT or DeiT"
+            )
+    final = next((n for n in ("norm", "fc_norm") if not isinstance(getattr(model, n), nn.Identity)), "")
     groups: list[Group] = []
-    norms, readers, writers = [f"{at}{final}"], [], []
+    norms: list[str] = [f"{at}{final}"] if final else []
+    readers: list[str] = []
+    writers: list[str] = []
     for k, layer in enumerate(model.blocks):
         block = f"{at}blocks.{k}"
         after = f"{at}blocks.{k + 1}.norm1" if k + 1 < len(model.blocks) else f"{at}norm" if final == "norm" else ""
@@ -62,7 +65,7 @@ def describe(root: nn.Module, at: str, model: Any) -> Structure:
     plain = isinstance(model.norm_pre, nn.Identity) and isinstance(
         getattr(model.patch_embed, "norm", nn.Identity()), nn.Identity
     )
-    if plain and isinstance(model.head, nn.Linear) and getattr(model, "attn_pool", None) is None:
+    if final and plain and isinstance(model.head, nn.Linear) and getattr(model, "attn_pool", None) is None:
         cuts = [Cut(f"{at}{n}", 2) for n in ("cls_token", "pos_embed", "dist_token", "reg_token")]
         cuts += [Cut(f"{n}.{p}", 0) for n in norms for p in ("weight", "bias")]
         heads = [n for n in ("head", "head_dist") if isinstance(getattr(model, n, None), nn.Linear)]

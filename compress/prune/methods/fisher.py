@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from compress.finetune.losses import is_embedding
 from compress.prune.context import Context
 from compress.prune.mask import masked
 from compress.prune.search import rank
@@ -35,7 +36,9 @@ def scores(context: Context) -> dict[str, Tensor]:
                 with masked(context.module, context.structure, masks):
                     out = flatten(context.module(*part))[0]
                 labels = context.labels[k][at : at + MINI] if context.labels is not None else None
-                if out.ndim == 2 and out.shape[1] > 1 and (labels is not None or not context.options.get("embedding")):
+                if labels is not None and (out.ndim != 2 or int(labels.min()) < 0 or int(labels.max()) >= out.shape[1]):
+                    labels = None  # numbers that are no classes of this model
+                if out.ndim == 2 and out.shape[1] > 1 and not is_embedding(out):
                     if labels is None:
                         labels = torch.multinomial(out.detach().softmax(1), 1, generator=generator)[:, 0]
                     loss = F.cross_entropy(out, labels)

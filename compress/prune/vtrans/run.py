@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from compress.config import CompressConfig
 from compress.finetune.dataset import Samples
-from compress.finetune.losses import distill
+from compress.finetune.losses import distill, is_embedding
 from compress.prune.context import Inputs
 from compress.prune.mask import masked
 from compress.prune.refit import refit
@@ -41,11 +41,6 @@ MASK_RATE, WEIGHT_DECAY = 0.05, 0.01
 BOTTLENECK = 0.05  # weight of the KL term, whose units are weighed by their parameters
 START, RAMP = 0.15, 0.7  # of the steps: where the size begins to fall, and where it is at the target
 FEATURES = 0.5  # weight of the blocks' features beside the outputs
-
-
-def is_embedding(out: Tensor) -> bool:
-    """Unit vectors, which are compared as vectors and not as class scores."""
-    return out.ndim == 2 and bool(((out.norm(dim=1) - 1).abs() < 1e-3).all())
 
 
 def _relative(a: Tensor, b: Tensor) -> Tensor:
@@ -204,7 +199,9 @@ def train(
         "variant": config.variant, "samples": len(samples), "of": everything, "steps": steps, "mask_s": masked_s,
         "share_by_masks": reached, "equal": equal, "loss": [c[0] for c in curve[:: max(1, steps // 200)]], "share": [c[1] for c in curve[:: max(1, steps // 200)]], "threshold": [c[2] for c in curve[:: max(1, steps // 200)]],
     }  # fmt: skip
-    if config.variant == "faster":
+    if config.variant == "faster" and not config.refit:
+        pass
+    elif config.variant == "faster":
         rows: list[Inputs] = [
             tuple(x[k : k + config.batch] for x in samples.inputs) for k in range(0, len(samples), config.batch)
         ]
