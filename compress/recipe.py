@@ -110,7 +110,12 @@ def restore(module: nn.Module, state: dict[str, Tensor], where: Path) -> None:
         if key not in full or scale_key not in full:
             raise UserError(f"{where} lacks {key!r} or its scale; run deploy compress again")
         weight: Tensor = layer.weight  # type: ignore[assignment]
-        bits = scheme.bits_of(layer)
+        try:
+            bits = scheme.bits_of(layer)
+        except RuntimeError:
+            raise UserError(
+                f"{where} does not fit its recipe: {name} has other channels; run deploy compress again"
+            ) from None
         count = -(-weight.numel() // per_byte(bits))
         if full[key].numel() != count:
             raise UserError(
