@@ -106,7 +106,7 @@ def vtrans() -> None:
     rows: list[dict[str, Any]] = []
     for target in (0.5, 0.3):
         config = CompressConfig(
-            prune="vtrans", params=target, train="x", batch=128, prune_epochs=3, prune_lr=1e-3, controls=False
+            prune="vtrans", params=target, train="x", batch=128, prune_epochs=2, prune_lr=1e-3, controls=False
         )
         start = time.perf_counter()
         small, _, record = prune(model, config, [(pool[:128],)], None, training)
