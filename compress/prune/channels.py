@@ -85,7 +85,7 @@ def fisher(module: nn.Module, batches: Sequence[Inputs], seed: int) -> dict[str,
 
 
 class _Importance:
-    """Torch-Pruning's callable: a score per channel of a group, in units of the group's mean."""
+    """Torch-Pruning's callable: a score per channel of a group: the sum over the layers whose channels go together."""
 
     def __init__(self, scores: dict[str, Tensor], names: dict[nn.Module, str]) -> None:
         self.scores, self.names = scores, names
