@@ -101,6 +101,13 @@ def merging(module: nn.Module, structure: Structure, leave: Sequence[int]) -> nn
     module = copy.deepcopy(module)
     blocks: Any = module.get_submodule(where)
     owner: Any = module.get_submodule(where.rpartition(".")[0])
+    left = int(owner.patch_embed.num_patches)
+    for count in leave:
+        if count > left // 2:
+            raise UserError(
+                f"{count} tokens cannot leave a block that has {left}: at most half can; run deploy compress again"
+            )
+        left -= count
     replace_module(module, where, Merging(blocks, leave, int(owner.num_prefix_tokens)).train(module.training))
     return module
 
@@ -213,7 +220,7 @@ def schedule(
             known, values = np.array(list(curve)), np.array(list(curve.values()))
             then: dict[int, tuple[float, float, float, list[int]]] = {}
             for count, (total, loss, cost, path) in best.items():
-                for leave in range(min(int(known[-1]), (count - 1) // 2) + 1):
+                for leave in range(min(int(known[-1]), (count - merges.prefix) // 2) + 1):
                     # a token of fewer stands for more of the image
                     extra = float(np.interp(leave * tokens / count, known, values))
                     spent = before * count + pair * count**2 + after * (count - leave) + merges.macs(count, leave)

@@ -143,7 +143,7 @@ def test_channels_by_the_command_line(tmp_path: Path) -> None:
     [
         {"form": "x"}, {"keep": []}, {"keep": None}, {"keep": {"blocks.0.heads": [0, 0]}}, {"keep": {"blocks.0.heads": [1.5]}}, {"keep": {"blocks.0.heads": [2, 1]}},
         {"keep": {"blocks.0.heads": [-1]}}, {"keep": {"blocks.0.heads": [True]}}, {"keep": {"hidden": []}}, {"keep": {"elsewhere": [0]}}, {"tokens": 3}, {"tokens": [-1, 0]},
-        {"tokens": [1]}, {"tokens": "ab"}, {"vocabulary": [0]}, {"more": 1}, {"form": "channels"}, {"form": "channels", "history": [["blocks", True, [0]]]},
+        {"tokens": [99, 0]}, {"tokens": [1]}, {"tokens": "ab"}, {"vocabulary": [0]}, {"more": 1}, {"form": "channels"}, {"form": "channels", "history": [["blocks", True, [0]]]},
         {"form": "channels", "history": [["head"]]}, {"form": "channels", "history": [["head", True, "x"]]}, {"form": "channels", "history": [["head", True, [10**30]]]},
     ],
     ids=str,

@@ -199,14 +199,12 @@ def train(
         "variant": config.variant, "samples": len(samples), "of": everything, "steps": steps, "mask_s": masked_s,
         "share_by_masks": reached, "equal": equal, "loss": [c[0] for c in curve[:: max(1, steps // 200)]], "share": [c[1] for c in curve[:: max(1, steps // 200)]], "threshold": [c[2] for c in curve[:: max(1, steps // 200)]],
     }  # fmt: skip
-    if config.variant == "faster" and not config.refit:
-        pass
-    elif config.variant == "faster":
+    if config.variant == "faster" and config.refit:
         rows: list[Inputs] = [
             tuple(x[k : k + config.batch] for x in samples.inputs) for k in range(0, len(samples), config.batch)
         ]
         record["refit"] = refit(small, dense, structure, keep, rows)
-    else:
+    elif config.variant != "faster":
         record["weights_loss"] = train_weights(small, dense, structure.blocks, samples, config, steps)[
             :: max(1, steps // 200)
         ]
