@@ -100,7 +100,6 @@ def one(task: Task, method: str, ratio: float, seed: int, cache: dict[str, Any])
         ratio,
         labels if method == "fisher" else None,
         seed,
-        options={"embedding": task.head is None},
     )
     start = time.perf_counter()
     keep = choose(method, context, cache)

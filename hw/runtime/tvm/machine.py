@@ -1,0 +1,55 @@
+"""What a schedule must know of a processor: vector lanes, registers for a tile, the integer dot product, and TVM's target for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Machine:
+    """lanes: float32 values of a vector register. tile: vector registers that a tile's sums may take. dot: the instruction of u8 x s8 sums of four
+    (`vnni512`, `vnni256`, '' for none). target: TVM's target as a dict."""
+
+    name: str
+    lanes: int
+    tile: int
+    dot: str = ""
+    target: dict[str, Any] = field(default_factory=dict)
+    march: str = ""
+
+    def tvm_target(self) -> Any:
+        import tvm
+
+        return tvm.target.Target(dict(self.target))
+
+
+X86 = (
+    Machine("avx512-vnni", 16, 16, "vnni512", {"kind": "llvm", "mcpu": "cascadelake", "mattr": ["-prefer-256-bit"]}),
+    Machine("avx512", 16, 16, "", {"kind": "llvm", "mcpu": "skylake-avx512", "mattr": ["-prefer-256-bit"]}),
+    Machine("avx2", 8, 12, "", {"kind": "llvm", "mcpu": "haswell"}),
+)
+NEON = Machine("neon", 4, 16, "", {"kind": "llvm", "mcpu": "generic", "mattr": ["+neon"]})
+PLAIN = Machine("plain", 4, 8, "", {"kind": "llvm"})
+
+
+def flags() -> frozenset[str]:
+    """CPU features as the kernel names them."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as stream:  # noqa: PTH123 - a /proc file
+            for line in stream:
+                if line.startswith(("flags", "Features")):
+                    return frozenset(line.split(":", 1)[1].split())
+    except OSError:
+        pass
+    return frozenset()
+
+
+def host() -> Machine:
+    """The machine that this process runs on."""
+    found = flags()
+    if {"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= found:
+        return X86[0] if "avx512_vnni" in found else X86[1]
+    if {"avx2", "fma"} <= found:
+        return X86[2]
+    return NEON if "asimd" in found or "neon" in found else PLAIN

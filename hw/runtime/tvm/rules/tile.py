@@ -1,0 +1,196 @@
+"""Register tiles: how many rows and vectors of outputs a kernel sums at once, and the loop nest around such a tile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hw.runtime.tvm.machine import Machine
+
+PARALLEL_WORK = 20_000  # additions or elements below which a second thread costs more than it brings
+
+
+def divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def lanes_of(extent: int, most: int) -> int:
+    """The widest vector (a power of two, at most `most`) that divides an extent."""
+    lanes = most
+    while lanes > 1 and extent % lanes:
+        lanes //= 2
+    return lanes
+
+
+@dataclass(frozen=True)
+class Tile:
+    """rows x vectors of `lanes` values each; `columns`: the output width with its padding; `count`: tiles along the rows."""
+
+    rows: int
+    vectors: int
+    lanes: int
+    columns: int
+    count: int
+
+    @property
+    def width(self) -> int:
+        return self.vectors * self.lanes
+
+    def exact(self, rows: int) -> bool:
+        return self.rows * self.count == rows
+
+
+PANEL = 768 * 1024  # bytes of weights of one panel that stay in a second-level cache
+
+
+def pick(rows: int, columns: int, machine: Machine, depth: int = 1, registers: int = 0, size: int = 4) -> Tile:
+    """The cheapest tile for an output of `rows` x `columns`: sums, loads and idle registers per value, with what padding wastes.
+
+    depth: products per sum, `size`: bytes of a weight; together they say whether a panel of weights stays in the cache. registers: sums at most,
+    else the machine's. A sum of one vector per row loads as often as it multiplies; the weights of the terms are fitted to measurements.
+    """
+    limit = registers or machine.tile
+    best: tuple[float, Tile] | None = None
+    for lanes in dict.fromkeys(x for x in (machine.lanes, machine.lanes // 2, 4) if x >= 4):
+        padded = -(-columns // lanes) * lanes
+        for vectors in range(1, 9):
+            panels = -(-padded // (vectors * lanes))
+            full = panels * vectors * lanes
+            cut = full != columns and panels > 1
+            for row in range(1, min(limit // vectors, rows) + 1):
+                count = -(-rows // row)
+                waste = full / columns * (count * row) / rows
+                if count * row != rows:
+                    waste *= 1.03
+                if cut:
+                    waste *= 1.02 if columns % 4 == 0 else 1.1
+                if depth * vectors * lanes * size > PANEL:
+                    waste *= 1.2
+                sums = row * vectors
+                cost = waste / lanes * (1 + 0.9 / row + 0.7 / vectors) * max(1.0, (8 / sums) ** 0.7)
+                if best is None or cost < best[0] - 1e-12:
+                    best = cost, Tile(row, vectors, lanes, full, count)
+    if best is None:
+        raise ValueError(f"no tile for {rows} x {columns}")
+    return best[1]
+
+
+def extent(sch: Any, loop: Any) -> int:
+    return int(sch.get(loop).extent)
+
+
+def names(sch: Any) -> list[str]:
+    return [sch.get(b).name_hint for b in sch.get_child_blocks(sch.get_sblock("root"))]
+
+
+def inline_behind(sch: Any, anchor: str) -> Any:
+    """Inline everything behind the anchor into the last block, which is returned (None where the anchor is last)."""
+    listed = names(sch)
+    behind = listed[listed.index(anchor) + 1 :]
+    for name in behind[:-1]:
+        sch.compute_inline(sch.get_sblock(name))
+    return sch.get_sblock(behind[-1]) if behind else None
+
+
+def vectorize_tail(sch: Any, block: Any, depth: int, lanes: int) -> None:
+    """Vectorize the innermost loop of a block below `depth` shared loops, unroll the rest where short."""
+    import tvm
+
+    loops = sch.get_loops(block)[depth:]
+    if not loops:
+        return
+    last = loops[-1]
+    wide = lanes_of(extent(sch, last), lanes)
+    if wide > 1:
+        outer, inner = sch.split(last, [None, wide])
+        sch.vectorize(inner)
+        loops[-1] = outer
+    total = 1
+    for loop in reversed(loops):
+        total *= extent(sch, loop)
+        if total > 64:
+            break
+        if sch.get(loop).kind == tvm.tirx.ForKind.SERIAL:
+            sch.unroll(loop)
+
+
+def spatial(sch: Any, block: Any, machine: Machine) -> None:
+    """An element-wise block of its own: vectors inside, threads outside."""
+    import tvm
+
+    loops = sch.get_loops(block)
+    if not loops:
+        return
+    total = 1
+    for loop in loops:
+        total *= extent(sch, loop)
+    last = loops[-1]
+    wide = lanes_of(extent(sch, last), machine.lanes)
+    if wide == 1 and extent(sch, last) > 1 and len(loops) > 1 and _contiguous(sch, block):
+        last = sch.fuse(*loops)
+        loops = [last]
+        wide = lanes_of(total, machine.lanes)
+    if wide > 1:
+        outer, inner = sch.split(last, [None, wide])
+        sch.vectorize(inner)
+        loops[-1] = outer
+    elif len(loops) > 1:
+        loops = loops[:-1]  # the innermost loop stays for LLVM's vectorizer
+    if total >= PARALLEL_WORK and len(loops) >= 1:
+        fused = sch.fuse(*loops) if len(loops) > 1 else loops[0]
+        if sch.get(fused).kind == tvm.tirx.ForKind.SERIAL:
+            sch.parallel(fused)
+
+
+def _contiguous(sch: Any, block: Any) -> bool:
+    """Whether every array of the block is read and written at one element that has all axes of the block in order."""
+    blk = sch.get(block)
+    axes = [v.var for v in blk.iter_vars]
+    for region in [*blk.reads, *blk.writes]:
+        used = [r.min for r in region.region]
+        if len(used) != len(axes) or not all(u.same_as(a) for u, a in zip(used, axes, strict=True)):
+            return False
+    return True
+
+
+def nest(
+    sch: Any,
+    machine: Machine,
+    anchor: str,
+    last: Any,
+    outer: Sequence[Any],
+    reduce: Sequence[Any],
+    rows: Any,
+    columns: Any,
+    lanes: int,
+    work: int,
+    unroll_reduce: bool = False,
+) -> None:
+    """The loop nest of a register tile: outer loops, sums, then rows x vectors unrolled, and the blocks behind it in the same place.
+
+    rows, columns: the loops inside the tile. last: the block behind the anchor. work: products in all. Rows beyond the output are computed from
+    repeated inputs and not written.
+    """
+    import tvm
+
+    block = sch.get_sblock(anchor)
+    vec, lane = sch.split(columns, [None, lanes])
+    sch.reorder(*outer, *reduce, rows, vec, lane)
+    sch.reverse_compute_at(last, outer[-1])
+    vectorize_tail(sch, last, len(outer), lanes)
+    sch.vectorize(lane)
+    sch.unroll(vec)
+    sch.unroll(rows)
+    if unroll_reduce:
+        for loop in reduce:
+            sch.unroll(loop)
+    if work >= PARALLEL_WORK:
+        sch.parallel(sch.fuse(*outer) if len(outer) > 1 else outer[0])
+    start = sch.decompose_reduction(block, reduce[0])
+    inner = sch.get_loops(start)
+    if sch.get(inner[-1]).kind != tvm.tirx.ForKind.VECTORIZED:
+        sch.vectorize(inner[-1])
+    for loop in inner[-3:-1]:
+        if sch.get(loop).kind == tvm.tirx.ForKind.SERIAL:
+            sch.unroll(loop)
