@@ -14,9 +14,11 @@ class ProfileConfig:
     model: str = argument("export folder, or an ONNX file", "")
     output: str = option("profile", "folder to write", short="-o", identity=False)
     runtime: str = option(
-        "onnxruntime", "runtime to measure; all: every one installed", choices=("onnxruntime", "tvm", "all")
+        "onnxruntime",
+        "runtime to measure beside onnxruntime; all: every one installed; auto: all, with 1 and --threads threads, and the best is shipped",
+        choices=("onnxruntime", "tvm", "openvino", "cuda", "tensorrt", "all", "auto"),
     )
-    threads: int = option(1, "threads of the runtime", low=1)
+    threads: int = option(1, "threads of the runtime (auto: at most)", low=1)
     samples: int = option(200, "samples per candidate, at least 100", low=1)
     eval: str = option("", "labelled data for the accuracy of every candidate (image folder, .npz, pkg.mod:function)")
     eval_samples: int = option(10000, "evaluation samples at most", low=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,18 +27,19 @@ from hw.layers import by_layer, layer_table
 from hw.runtime import ort_kernels, runtimes
 from hw.runtime.base import Program
 
-BEST, RECORD = "best.onnx", "profile.json"
+BEST, RECORD, LIBRARY = "best.onnx", "profile.json", "best.so"
 BASELINE = "float32 on onnxruntime"
 _INTEGER = ("QLinear", "Integer", "QGemm", "DynamicQuantize", "QAttention", "Nhwc")
 
 
 @dataclass
 class Candidate:
-    """One file on one runtime."""
+    """One file on one runtime with so many threads."""
 
     name: str
     runtime: str
     model: onnx.ModelProto
+    threads: int = 1
     program: Program | None = None
     error: str = ""
     accuracy: dict[str, float] = field(default_factory=dict)
@@ -75,11 +77,22 @@ def _specs_of(model: onnx.ModelProto) -> tuple[InputSpec, ...]:
 def _load(config: ProfileConfig) -> tuple[list[Candidate], tuple[InputSpec, ...], Preprocess, dict[str, Any]]:
     path = Path(config.model)
     available = runtimes()
-    chosen = list(available) if config.runtime == "all" else list(dict.fromkeys(["onnxruntime", config.runtime]))
+    every = config.runtime in ("all", "auto")
+    chosen = list(available) if every else list(dict.fromkeys(["onnxruntime", config.runtime]))
     for name in chosen:
         if config.runtime == name and available[name].missing():
             raise UserError(available[name].missing())
-    chosen = [n for n in chosen if not available[n].missing()]
+    chosen = sorted((n for n in chosen if not available[n].missing()), key=lambda n: n != "onnxruntime")
+    counts = sorted({1, config.threads}) if config.runtime == "auto" else [config.threads]
+
+    def build(files: dict[str, onnx.ModelProto]) -> list[Candidate]:
+        return [
+            Candidate(f"{kind} on {runtime}{_threaded(count, config)}", runtime, model, count)
+            for runtime in chosen
+            for kind, model in files.items()
+            for count in counts[::-1]
+        ]
+
     if path.is_dir():
         record = read_record(path)
         specs = tuple(InputSpec.from_json(r) for r in record["inputs"])
@@ -87,15 +100,17 @@ def _load(config: ProfileConfig) -> tuple[list[Candidate], tuple[InputSpec, ...]
         if (path / RUNTIME).is_file():
             model = onnxfile.load(path / RUNTIME)
             files[_kind(model)] = model
-        candidates = [
-            Candidate(f"{kind} on {runtime}", runtime, model) for runtime in chosen for kind, model in files.items()
-        ]
-        return candidates, specs, Preprocess.from_json(record["preprocess"]), record
+        return build(files), specs, Preprocess.from_json(record["preprocess"]), record
     if path.suffix != ".onnx":
         raise UserError(f"{path} is neither an export folder nor an .onnx file; run deploy export first")
     model = onnxfile.load(path)
     specs = parse_inputs(config.input_shape) if config.input_shape else _specs_of(model)
-    return [Candidate(f"float32 on {r}", r, model) for r in chosen], specs, Preprocess(), {}
+    return build({"float32": model}), specs, Preprocess(), {}
+
+
+def _threaded(count: int, config: ProfileConfig) -> str:
+    """What a candidate's name says of its threads: nothing where all have the same number; the baseline has as many as were asked for."""
+    return "" if config.runtime != "auto" or count == config.threads else f", {count} thread{'s' if count > 1 else ''}"
 
 
 def _kind(model: onnx.ModelProto) -> str:
@@ -119,13 +134,13 @@ def _kind(model: onnx.ModelProto) -> str:
     )
 
 
-def _start(candidates: Sequence[Candidate], values: list[np.ndarray], threads: int, folder: Path) -> None:
+def _start(candidates: Sequence[Candidate], values: list[np.ndarray], folder: Path) -> None:
     for index, item in enumerate(track(candidates, "loading runtimes")):
         place = folder / f"candidate{index}"
         place.mkdir(exist_ok=True)
         item.size = len(item.model.SerializeToString())
         try:
-            item.program = runtimes()[item.runtime].load(item.model, threads, place)
+            item.program = runtimes()[item.runtime].load(item.model, item.threads, place)
             item.program.run(values)
         except ToolError as error:
             if item.name == BASELINE:
@@ -133,9 +148,9 @@ def _start(candidates: Sequence[Candidate], values: list[np.ndarray], threads: i
             item.program, item.error = None, str(error)
 
 
-def tuned(item: Candidate, values: list[np.ndarray], threads: int, folder: Path) -> list[Candidate]:
+def tuned(item: Candidate, values: list[np.ndarray], folder: Path) -> list[Candidate]:
     """Equivalent candidates through other kernels of ONNX Runtime, where the file has convolutions that allow them."""
-    runtime = runtimes()[item.runtime]
+    runtime, threads = runtimes()[item.runtime], item.threads
     model = ort_kernels.stem(item.model) or item.model
     names = ort_kernels.convolutions(model)
     if not names:
@@ -146,7 +161,7 @@ def tuned(item: Candidate, values: list[np.ndarray], threads: int, folder: Path)
     if not layers and model is item.model:
         return []
     kind = item.name.replace(" on ", f" tuned ({len(layers)} of {len(names)} convolutions by matrix product) on ")
-    return [Candidate(kind, item.runtime, ort_kernels.matrix(model, layers))]
+    return [Candidate(kind, item.runtime, ort_kernels.matrix(model, layers), threads)]
 
 
 def _accuracy(
@@ -155,7 +170,7 @@ def _accuracy(
     """Top-1 percent where labelled and agreement with the baseline; signal to noise ratio for every candidate."""
     size = specs[0].shape[0]
     for item in [baseline, *[c for c in candidates if c is not baseline]]:
-        if item.program is None or (item.runtime == "tvm" and sum(map(len, batches)) > 500):
+        if item.program is None:
             continue
         rows, wanted = [], []
         for batch in track(batches, f"accuracy of {item.name}"):
@@ -247,26 +262,17 @@ def run_stage(config: ProfileConfig, folder: Path) -> dict[str, Any]:
         else []
     )
     with tempfile.TemporaryDirectory() as scratch:
-        _start(candidates, values, config.threads, Path(scratch))
+        _start(candidates, values, Path(scratch))
         baseline = candidates[0]
         if config.tune:
             for item in [
-                c for c in candidates if c.runtime == "onnxruntime" and c.program is not None and c is not baseline
+                c for c in candidates if c.runtime == "onnxruntime" and c.program is not None and c.model is not baseline.model
             ]:
-                extra = tuned(item, values, config.threads, Path(scratch))
-                _start(extra, values, config.threads, Path(scratch))
+                extra = tuned(item, values, Path(scratch))
+                _start(extra, values, Path(scratch))
                 candidates += [e for e in extra if _same(e, item, values)]
         running = [c for c in candidates if c.program is not None]
-        fast = {c.name: _call(c, values) for c in running if c.runtime != "tvm"}
-        times = latency.measure(fast, baseline.name, config.samples, config.threads)
-        for item in [c for c in running if c.runtime == "tvm"]:
-            pair = latency.measure(
-                {baseline.name: fast[baseline.name], item.name: _call(item, values)},
-                baseline.name,
-                latency.MIN_SAMPLES,
-                config.threads,
-            )
-            times[item.name] = pair[item.name]
+        times = latency.measure({c.name: _call(c, values) for c in running}, baseline.name, config.samples, config.threads)
         if batches:
             _accuracy(candidates, baseline, batches, specs)
         chosen_name, why = choose(candidates, baseline, times, config.max_drop, bool(batches))
@@ -274,6 +280,10 @@ def run_stage(config: ProfileConfig, folder: Path) -> dict[str, Any]:
         shown = chosen if chosen.runtime == "onnxruntime" else baseline
         if shown.program is None or baseline.program is None:
             raise DeployError(f"{shown.name} did not start")
+        kernels = getattr(chosen.program, "record", {}).get("kernels", [])
+        library = getattr(chosen.program, "library", None)
+        if library is not None:
+            shutil.copy(library, folder / LIBRARY)
         layers, left, by_op = layer_table(shown.model, shown.program, baseline.model, baseline.program, values)
     peak = work.peaks(config.threads)
     (folder / BEST).write_bytes(chosen.model.SerializeToString())
@@ -281,7 +291,7 @@ def run_stage(config: ProfileConfig, folder: Path) -> dict[str, Any]:
         c.name: (
             {"error": c.error}
             if c.program is None
-            else {"latency": times[c.name].to_json(), "bytes": c.size, "accuracy": c.accuracy, "runtime": c.runtime}
+            else {"latency": times[c.name].to_json(), "bytes": c.size, "accuracy": c.accuracy, "runtime": c.runtime, "threads": c.threads}
         )
         for c in candidates
     }
@@ -290,6 +300,8 @@ def run_stage(config: ProfileConfig, folder: Path) -> dict[str, Any]:
         "baseline": baseline.name,
         "candidates": rows,
         "chosen": chosen.name,
+        "chosen_runtime": chosen.runtime,
+        "chosen_threads": chosen.threads,
         "why": why,
         "conditions": {
             **latency.conditions(config.threads),
@@ -302,6 +314,7 @@ def run_stage(config: ProfileConfig, folder: Path) -> dict[str, Any]:
         "float_left": left,
         "by_operator_us": by_op,
         "peaks": asdict(peak),
+        "kernels": kernels,
         "integer": _is_integer(by_op),
         "inputs": [s.to_json() for s in specs],
     }
@@ -332,6 +345,9 @@ def check_folder(folder: Path, seed: int, arch: str = "") -> list[tuple[str, boo
     record = json.loads((folder / RECORD).read_text())
     specs = tuple(InputSpec.from_json(r) for r in record["inputs"])
     with tempfile.TemporaryDirectory() as scratch:
-        program = runtimes()["onnxruntime"].load(onnxfile.load(folder / BEST), 1, Path(scratch))
+        runtime = runtimes()[record.get("chosen_runtime", "onnxruntime")]
+        if runtime.missing():
+            raise UserError(f"{folder} ships a model for {runtime.name}: {runtime.missing()}")
+        program = runtime.load(onnxfile.load(folder / BEST), record.get("chosen_threads", 1), Path(scratch))
         outputs = [program.run(row)[0] for row in parity.fresh(specs, 2, seed + 2)]
     return [("best.onnx runs, outputs vary", parity.varies(outputs), record["chosen"])]

@@ -170,11 +170,9 @@ def section(folder: Path, manifest: dict[str, Any]) -> Section:
         ("peak memory", f"{record['conditions']['peak_memory_mb']:.0f} MB (process)"),
     ]
     remarks = []
-    for name, row in record["candidates"].items():
-        if row.get("runtime") == "tvm" and row["latency"]["ratio_high"] < 1:
-            remarks.append(
-                f"{name} is {1 / row['latency']['ratio']:.0f} times slower than the baseline: TVM is untuned here, it has no schedules for these layers yet"
-            )
+    plain = [k["name"] for k in record.get("kernels", []) if k["rule"] == "plain loops"]
+    if plain:
+        remarks.append(f"TVM kernels without a schedule of their own, run as plain loops: {', '.join(plain)}")
     return Section(
         "Profile",
         "",

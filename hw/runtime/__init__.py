@@ -1,4 +1,4 @@
-"""Runtimes behind one Protocol, one file each. A new runtime is a new file here with a `RUNTIME` object."""
+"""Runtimes behind one Protocol, one file each. A new runtime is a new file here with a `RUNTIME` object (or several `RUNTIMES`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ def runtimes() -> dict[str, Runtime]:
     found = {}
     for info in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"hw.runtime.{info.name}")
-        runtime = getattr(module, "RUNTIME", None)
-        if runtime is not None:
+        for runtime in (*getattr(module, "RUNTIMES", ()), *filter(None, [getattr(module, "RUNTIME", None)])):
             found[runtime.name] = runtime
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ _FAILURES = (
     ort.capi.onnxruntime_pybind11_state.RuntimeException,
     ort.capi.onnxruntime_pybind11_state.InvalidArgument,
 )
+_CPU = ("CPUExecutionProvider",)
 
 
 def _options(threads: int) -> ort.SessionOptions:
@@ -33,14 +35,15 @@ def _options(threads: int) -> ort.SessionOptions:
 class OrtProgram:
     """One session; the serialized model is kept for profiling sessions."""
 
-    def __init__(self, data: bytes, threads: int, work: Path) -> None:
-        self._data, self._threads, self._work = data, threads, work
+    def __init__(self, data: bytes, threads: int, work: Path, providers: Sequence[str] = _CPU) -> None:
+        self._data, self._threads, self._work, self._wanted = data, threads, work, list(providers)
         try:
-            self._session = ort.InferenceSession(data, _options(threads), providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(data, _options(threads), providers=self._wanted)
         except _FAILURES as error:
             raise ToolError(
                 f"ONNX Runtime {ort.__version__} refuses the model: {str(error).splitlines()[0][:200]}", str(error)
             ) from error
+        self.providers = self._session.get_providers()
         self._names = [i.name for i in self._session.get_inputs()]
 
     def run(self, values: list[np.ndarray]) -> list[np.ndarray]:
@@ -55,7 +58,7 @@ class OrtProgram:
         options = _options(self._threads)
         options.enable_profiling = True
         options.profile_file_prefix = str(self._work / "ort")
-        session = ort.InferenceSession(self._data, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(self._data, options, providers=self._wanted)
         feed = dict(zip(self._names, values, strict=True))
         for _ in range(repeats + 3):
             session.run(None, feed)

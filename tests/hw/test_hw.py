@@ -142,7 +142,7 @@ def test_full_range_weights_are_left_alone() -> None:
     assert ort_kernels.convolutions(model) == []
 
 
-@pytest.mark.parametrize("name", sorted(runtimes()))
+@pytest.mark.parametrize("name", sorted(n for n, r in runtimes().items() if not r.missing()))
 @pytest.mark.parametrize("file", ["float.onnx", "model.onnx"])
 def test_every_runtime_computes_the_same(name: str, file: str, fashion_run: Path, tmp_path: Path) -> None:
     """The acceptance test of a runtime: float to 1e-5, the integer file to the bit or one step of a rounding tie."""
@@ -191,20 +191,32 @@ def test_profile_of_the_demo(fashion_run: Path) -> None:
     assert record["chosen"] == names[0] or chosen["ratio_low"] > 1
 
 
-def test_profile_of_a_plain_onnx_file_with_tvm(fashion_run: Path, tmp_path: Path) -> None:
-    """TVM is measured beside ONNX Runtime; untuned it is slower, and the page says how much."""
+def test_profile_auto_ships_what_it_chose(fashion_run: Path, tmp_path: Path) -> None:
+    """Every runtime and thread count is measured, the choice is within the bound and shown to be faster, and what is shipped runs again."""
+    place = tmp_path / "p"
     ran = deploy(
-        "profile", str(fashion_run / "export" / "float.onnx"), "--runtime", "tvm", "--samples", "100", "--eval", TEST, "--eval-samples", "64",
-        "-o", str(tmp_path / "p"),
+        "profile", str(fashion_run / "export"), "--runtime", "auto", "--threads", "2", "--samples", "100", "--eval", TEST, "--eval-samples", "256",
+        "-o", str(place),
     )  # fmt: skip
     assert ran.code == 0, ran.err
-    summary = json.loads((tmp_path / "p" / "manifest.json").read_text())["summary"]
-    assert (
-        summary["candidates"]["float32 on tvm"]["latency"]["ratio"] < 1
-        and summary["chosen"] == "float32 on onnxruntime"
-    )
-    assert deploy("report", str(tmp_path / "p"), "-o", str(tmp_path / "r")).code == 0
-    assert "times slower than the baseline: TVM is untuned" in (tmp_path / "r" / "report.html").read_text()
+    record = json.loads((place / "profile.json").read_text())
+    rows = record["candidates"]
+    for runtime in ("onnxruntime", "tvm", "openvino"):
+        assert {r["threads"] for r in rows.values() if r.get("runtime") == runtime} == {1, 2}
+    chosen = rows[record["chosen"]]
+    assert record["chosen"] == record["baseline"] or chosen["latency"]["ratio_low"] > 1
+    assert rows[record["baseline"]]["accuracy"]["percent"] - chosen["accuracy"]["percent"] <= 1
+    assert (place / "best.so").is_file() == (record["chosen_runtime"] == "tvm")
+    assert deploy("verify", str(place)).code == 0
+    assert deploy("report", str(place), "-o", str(tmp_path / "r")).code == 0
+
+
+@pytest.mark.parametrize("name", ["cuda", "tensorrt"])
+def test_a_gpu_that_is_not_there_is_refused(name: str, fashion_run: Path, tmp_path: Path) -> None:
+    if not runtimes()[name].missing():
+        pytest.skip("there is a GPU")
+    ran = deploy("profile", str(fashion_run / "export" / "float.onnx"), "--runtime", name, "-o", str(tmp_path / "p"))
+    assert ran.code == 2 and "NVIDIA GPU" in ran.err and not (tmp_path / "p").exists()
 
 
 def test_accuracy_with_a_fixed_batch_is_aligned(tmp_path: Path) -> None:

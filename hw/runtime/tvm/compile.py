@@ -20,6 +20,7 @@ from hw.runtime.tvm.machine import Machine, host
 from hw.runtime.tvm.prepare import prepare
 from hw.runtime.tvm.schedule import Kernel, schedule_module
 
+REFUSED = "refused: "
 LIBRARY, RECORD = "model.so", "kernels.json"
 
 
@@ -88,7 +89,7 @@ def main(source: str, folder: str, machine: str = "") -> int:
     try:
         executable, record = build(onnx.load(source), chosen)
     except ToolError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{REFUSED}{error}\n")
         return 3
     executable.export_library(str(Path(folder) / LIBRARY))
     (Path(folder) / RECORD).write_text(json.dumps(record, indent=1) + "\n")

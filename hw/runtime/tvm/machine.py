@@ -8,12 +8,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Machine:
-    """lanes: float32 values of a vector register. tile: vector registers that a tile's sums may take. dot: the instruction of u8 x s8 sums of four
+    """lanes: float32 values of a vector register. tile, large: vector registers that a tile's sums may take, where windows
+    slide and where they do not. dot: the instruction of u8 x s8 sums of four
     (`vnni512`, `vnni256`, '' for none). target: TVM's target as a dict."""
 
     name: str
     lanes: int
     tile: int
+    large: int
     dot: str = ""
     target: dict[str, Any] = field(default_factory=dict)
     march: str = ""
@@ -25,12 +27,12 @@ class Machine:
 
 
 X86 = (
-    Machine("avx512-vnni", 16, 16, "vnni512", {"kind": "llvm", "mcpu": "cascadelake", "mattr": ["-prefer-256-bit"]}),
-    Machine("avx512", 16, 16, "", {"kind": "llvm", "mcpu": "skylake-avx512", "mattr": ["-prefer-256-bit"]}),
-    Machine("avx2", 8, 12, "", {"kind": "llvm", "mcpu": "haswell"}),
+    Machine("avx512-vnni", 16, 16, 21, "vnni512", {"kind": "llvm", "mcpu": "cascadelake", "mattr": ["-prefer-256-bit"]}),
+    Machine("avx512", 16, 16, 21, "", {"kind": "llvm", "mcpu": "skylake-avx512", "mattr": ["-prefer-256-bit"]}),
+    Machine("avx2", 8, 12, 12, "", {"kind": "llvm", "mcpu": "haswell"}),
 )
-NEON = Machine("neon", 4, 16, "", {"kind": "llvm", "mcpu": "generic", "mattr": ["+neon"]})
-PLAIN = Machine("plain", 4, 8, "", {"kind": "llvm"})
+NEON = Machine("neon", 4, 16, 16, "", {"kind": "llvm", "mcpu": "generic", "mattr": ["+neon"]})
+PLAIN = Machine("plain", 4, 8, 8, "", {"kind": "llvm"})
 
 
 def flags() -> frozenset[str]:

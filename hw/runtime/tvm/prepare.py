@@ -38,7 +38,7 @@ def widen_int4(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def fold(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Constants folded by ONNX Runtime's basic optimisation, quantizers kept as they are."""
+    """Constants folded and functions written out by ONNX Runtime's basic optimisation."""
     import onnxruntime as ort
 
     with tempfile.TemporaryDirectory() as folder:
@@ -47,12 +47,10 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(out)
         options.log_severity_level = 3
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-        options.add_session_config_entry("session.disable_double_qdq_remover", "1")
         try:
             ort.InferenceSession(
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"],
-                disabled_optimizers=["ConstantSharing", "MatMulAddFusion", "DoubleQDQPairsRemover", "ReluClipFusion"],
+                disabled_optimizers=["ConstantSharing", "MatMulAddFusion", "ReluClipFusion"],
             )  # fmt: skip
         except Exception as error:  # noqa: BLE001 - ONNX Runtime raises its own classes; whatever it refuses is imported unfolded
             if out.is_file():
@@ -62,4 +60,7 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
-    return fold(widen_int4(model))
+    """Quantized files are not folded: ONNX Runtime would turn integer weights into floats. The importer folds what it needs."""
+    model = widen_int4(model)
+    quantized = any(n.op_type in ("DequantizeLinear", "DynamicQuantizeLinear") for n in model.graph.node)
+    return model if quantized else fold(model)

@@ -1,65 +1,159 @@
-"""Apache TVM on the CPU, compiled in a child process with a time limit.
-
-Untuned TVM has no schedules for convolutions here: it is tens of times slower than ONNX Runtime, and the report says so.
-4-bit initializers are rewritten to int8 first, which TVM's importer needs.
-"""
+"""The runtime: a child process compiles, with a time limit; this process loads the library and runs it."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
-from deploy.errors import ToolError
+from deploy.errors import ToolError, UserError
 from deploy.tools import Tool, run
 from hw.runtime.base import LayerTime
 
-COMPILE_SECONDS = 900
+COMPILE_SECONDS = 300
 _PYTHON = Tool(sys.executable)
 
 
-def widen_int4(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which INT4 initializer -> Cast(INT8) is an INT8 initializer."""
+def fixed(model: onnx.ModelProto, shapes: list[tuple[int, ...]]) -> onnx.ModelProto:
+    """A copy whose inputs have these shapes."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    small = {i.name: i for i in copy.graph.initializer if i.data_type == onnx.TensorProto.INT4}
-    renamed: dict[str, str] = {}
-    for node in list(copy.graph.node):
-        if node.op_type == "Cast" and node.input[0] in small:
-            tensor = small[node.input[0]]
-            values = numpy_helper.to_array(tensor).astype(np.int8)
-            copy.graph.initializer.append(numpy_helper.from_array(values, node.output[0]))
-            renamed[node.output[0]] = node.input[0]
-            copy.graph.node.remove(node)
-    for name in set(renamed.values()):
-        copy.graph.initializer.remove(small[name])
+    for value, shape in zip(_inputs(copy), shapes, strict=True):
+        dims = value.type.tensor_type.shape.dim
+        if len(dims) != len(shape):
+            raise UserError(f"the model's input {value.name!r} has {len(dims)} axes, the data {len(shape)}")
+        for dim, size in zip(dims, shape, strict=True):
+            dim.dim_value = size
+    del copy.graph.value_info[:]
     return copy
 
 
-class TvmProgram:
-    """A compiled library in TVM's virtual machine."""
+def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    stored = {t.name for t in model.graph.initializer}
+    return [i for i in model.graph.input if i.name not in stored]
 
-    def __init__(self, library: Path, threads: int) -> None:
+
+def open_shapes(model: onnx.ModelProto) -> bool:
+    """Whether an input has a dimension without a number."""
+    return any(d.dim_value < 1 for i in _inputs(model) for d in i.type.tensor_type.shape.dim)
+
+
+def compile_library(model: onnx.ModelProto, work: Path) -> tuple[Path, dict[str, Any]]:
+    """The library of a model for this machine, and the record of its kernels. Raises ToolError with the child's last lines."""
+    from hw.runtime.tvm.compile import LIBRARY, RECORD, REFUSED
+
+    if not any(shutil.which(c) for c in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if c):
+        raise ToolError("TVM needs a C++ compiler to link what it compiled; apt-get install g++")
+    source, log = work / "tvm.onnx", work / "tvm.log"
+    source.write_bytes(model.SerializeToString())
+    try:
+        run(
+            _PYTHON,
+            ["-m", "hw.runtime.tvm.compile", str(source), str(work)],
+            cwd=work,
+            log=log,
+            outputs=(work / LIBRARY, work / RECORD),
+            timeout=COMPILE_SECONDS,
+        )
+    except ToolError as error:
+        said = [x.removeprefix(REFUSED) for x in error.log.splitlines() if x.startswith(REFUSED)]
+        raise ToolError(said[-1] if said else f"TVM could not compile the model: {error}", error.log) from error
+    return work / LIBRARY, json.loads((work / RECORD).read_text())
+
+
+_THREADS = [0]
+
+
+def use_threads(count: int) -> None:
+    """Threads of TVM's pool, which belongs to the process: programs with different numbers of threads take turns."""
+    import tvm
+
+    if _THREADS[0] != count:
+        tvm.get_global_func("runtime.config_threadpool")(1, count)
+        _THREADS[0] = count
+
+
+class TvmProgram:
+    """A compiled library in TVM's virtual machine. A model with open dimensions is compiled once for every shape that arrives."""
+
+    def __init__(self, model: onnx.ModelProto, threads: int, work: Path) -> None:
+        # before TVM's first call: without these it takes half of the cores and binds this thread to some of them
         os.environ["TVM_NUM_THREADS"] = str(threads)
+        os.environ["TVM_BIND_THREADS"] = "0"
         import tvm
-        from tvm import relax
 
         self._tvm: Any = tvm
-        self._vm: Any = relax.VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
+        self._threads = threads
+        self.library: Path | None = None
+        self._model, self._work = model, work
+        self._machines: dict[tuple[tuple[int, ...], ...], Any] = {}
+        self.record: dict[str, Any] = {}
+        if not open_shapes(model):
+            self._machine([tuple(d.dim_value for d in i.type.tensor_type.shape.dim) for i in _inputs(model)])
+
+    def _machine(self, shapes: list[tuple[int, ...]]) -> Any:
+        key = tuple(shapes)
+        if key not in self._machines:
+            folder = self._work / f"shape{len(self._machines)}"
+            folder.mkdir(exist_ok=True)
+            library, self.record = compile_library(fixed(self._model, shapes), folder)
+            self.library = self.library or library
+            self._machines[key] = self._tvm.relax.VirtualMachine(
+                self._tvm.runtime.load_module(str(library)), self._tvm.cpu()
+            )
+        return self._machines[key]
 
     def run(self, values: list[np.ndarray]) -> list[np.ndarray]:
-        result = self._vm["main"](*[self._tvm.runtime.tensor(np.ascontiguousarray(v)) for v in values])
+        machine = self._machine([v.shape for v in values])
+        use_threads(self._threads)
+        result = machine["main"](*[self._tvm.runtime.tensor(np.ascontiguousarray(v)) for v in values])
         rows = [result] if hasattr(result, "numpy") else list(result)
         return [r.numpy() for r in rows]
 
     def layers(self, values: list[np.ndarray], repeats: int) -> list[LayerTime]:
-        return []
+        """Median time of each kernel call, by the kernel's name (fused operators) and place."""
+        machine = self._machine([v.shape for v in values])
+        use_threads(self._threads)
+        arrays = [self._tvm.runtime.tensor(np.ascontiguousarray(v)) for v in values]
+        times: list[list[float]] = []
+        names: list[str] = []
+        place = 0
+        start = 0.0
+
+        def instrument(_function: Any, symbol: str, before: bool, _result: Any, *_args: Any) -> int:
+            nonlocal place, start
+            if before:
+                start = time.perf_counter()
+                return 0
+            took = time.perf_counter() - start
+            if place == len(names):
+                names.append(symbol)
+                times.append([])
+            times[place].append(took)
+            place += 1
+            return 0
+
+        machine.set_instrument(instrument)
+        try:
+            for _ in range(repeats + 3):
+                place = 0
+                machine["main"](*arrays)
+        finally:
+            machine.set_instrument(lambda *_: 0)
+        rules = {k["name"]: k["rule"] for k in self.record["kernels"]}
+        return [
+            LayerTime(f"{name}#{i}", rules[name], float(np.median(rows[3:]) * 1e6))
+            for i, (name, rows) in enumerate(zip(names, times, strict=True))
+            if name in rules
+        ]
 
 
 class TvmRuntime:
@@ -75,17 +169,7 @@ class TvmRuntime:
     def load(self, model: onnx.ModelProto, threads: int, work: Path) -> TvmProgram:
         if self.missing():
             raise ToolError(self.missing())
-        source, library, log = work / "tvm.onnx", work / "tvm.so", work / "tvm.log"
-        source.write_bytes(widen_int4(model).SerializeToString())
-        run(
-            _PYTHON,
-            ["-m", "hw.runtime.tvm_compile", str(source), str(library)],
-            cwd=work,
-            log=log,
-            outputs=(library,),
-            timeout=COMPILE_SECONDS,
-        )
-        return TvmProgram(library, threads)
+        return TvmProgram(model, threads, work)
 
 
 RUNTIME = TvmRuntime()

@@ -52,7 +52,12 @@ def back(g: Graph, out: Value, rank: int) -> Value:
 
 
 def conv_op(g: Graph, node: Node) -> Value | None:
+    from hw.runtime.tvm.ops.quant import conv_int
+
     x = node[0]
+    exact = conv_int(g, node)
+    if exact is not None:
+        return exact
     weight = g.float(node[1])
     if len(x.shape) not in (3, 4) or not isinstance(weight.data, np.ndarray):
         return None
@@ -71,7 +76,7 @@ def conv_op(g: Graph, node: Node) -> Value | None:
     groups = node.get("group", 1)
     build: Any
     if groups == 1:
-        t = conv.tile_for(out, int(np.prod(w.shape[1:])), g.machine)
+        t = conv.tile_for(out, w.shape, g.machine)
         packed, build, name = conv.pack(w, t), conv.compute(out, t, strides, pads, dilations), "conv"
     elif w.shape[1] == 1:
         d = depthwise.tile_for(out, g.machine)

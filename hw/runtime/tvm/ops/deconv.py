@@ -66,7 +66,7 @@ def deconv_op(g: Graph, node: Node) -> Value | None:
     if min(front, *behind) < 0:
         return None
     out = (n, rows[0], rows[1], stride * stride * o)
-    tile = conv.tile_for(out, int(np.prod(grown.shape[1:])), g.machine)
+    tile = conv.tile_for(out, grown.shape, g.machine)
     build = conv.compute(out, tile, [1, 1], [front, front, behind[0], behind[1]], [1, 1])
     value = g.kernel(build, [g.expr(source), conv.pack(grown, tile)], (n, out[3], rows[0], rows[1]), NHWC, "conv")
     op = g.relax.op

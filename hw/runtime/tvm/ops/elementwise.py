@@ -48,7 +48,7 @@ def clip(g: Graph, node: Node) -> Value | None:
     data = x.data
     for bound, op in ((low, g.relax.op.maximum), (high, g.relax.op.minimum)):
         if bound is not None:
-            data = g.builder.emit(op(data, g.relax.const(np.asarray(bound, x.dtype).reshape(()))))
+            data = g.builder.emit(op(data, g.relax.const(np.asarray(bound).reshape(-1)[0].item(), x.dtype)))
     return Value(data, x.shape, x.perm, x.dtype)
 
 
@@ -113,8 +113,6 @@ def binary(g: Graph, node: Node) -> Value | None:
     rows, shape, perm = aligned(g, [node[0], node[1]])
     if node.op == "Div" and "int" in str(rows[0].ty.dtype if hasattr(rows[0], "ty") else ""):
         return None
-    if node.op == "Div" and isinstance(node[1].data, np.ndarray) and node[1].dtype == "float32":
-        pass
     if node.op in ("Min", "Max"):
         op = g.relax.op.minimum if node.op == "Min" else g.relax.op.maximum
         return g.emit(op(*rows), shape, perm)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hw.runtime.tvm.ops.quant import matmul_int
 from hw.runtime.tvm.rules import matmul
 from hw.runtime.tvm.value import Value
 
@@ -31,6 +32,9 @@ def times_weight(g: Graph, left: Value, weight: np.ndarray) -> Value:
 
 
 def matmul_op(g: Graph, node: Node) -> Value | None:
+    exact = matmul_int(g, node)
+    if exact is not None:
+        return exact
     a, b = g.float(node[0]), g.float(node[1])
     if b.dtype != "float32" or a.dtype != "float32":
         return None
@@ -69,6 +73,9 @@ def lifted(g: Graph, value: Value, rank: int) -> Value:
 
 
 def gemm_op(g: Graph, node: Node) -> Value | None:
+    exact = matmul_int(g, node)
+    if exact is not None:
+        return exact
     a, b = g.float(node[0]), g.float(node[1])
     if not isinstance(b.data, np.ndarray) or b.dtype != "float32" or isinstance(a.data, np.ndarray):
         return None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from hw.runtime.tvm.machine import Machine
-from hw.runtime.tvm.rules.tile import Tile, extent, inline_behind, lanes_of, names, nest, pick, spatial
+from hw.runtime.tvm.rules.tile import Tile, extent, halves, inline_behind, lanes_of, names, nest, pick, spatial
 
 ANCHOR = "conv_sum"
 
@@ -39,9 +40,9 @@ def padded(x: Any, pads: Sequence[int], value: Any = 0.0) -> Any:
     )
 
 
-def tile_for(out: Sequence[int], depth: int, machine: Machine) -> Tile:
-    """out: [N, H, W, C] of the output; depth: products per value."""
-    return pick(out[2], out[3], machine, depth)
+def tile_for(out: Sequence[int], weight: Sequence[int], machine: Machine) -> Tile:
+    """out: [N, H, W, C] of the output; weight: [O, I, KH, KW]. A kernel of one pixel has sums enough in flight for a larger tile."""
+    return pick(out[2], out[3], machine, math.prod(weight[1:]), machine.large if weight[2:] == (1, 1) else machine.tile)
 
 
 def compute(
@@ -74,7 +75,7 @@ def compute(
 
         return te.compute(
             (n, height, width, channels),
-            lambda b, y, x_, f: total[b, y, x_ // step, x_ % step, f // span, f % span],
+            lambda b, y, x_, f: total[b, y, *halves(x_, step, tile.count), *halves(f, span, panels)],
             "conv_out",
         )
 

@@ -23,16 +23,20 @@ def tile_for(out: Sequence[int], machine: Machine) -> Tile:
 
 
 def compute(
-    out: Sequence[int], tile: Tile, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], repeat: int = 1
+    out: Sequence[int], tile: Tile, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], repeat: int = 1,
+    zero: int = 0,
 ) -> Any:
-    """(image [N, H, W, C], weight [KH, KW, C * repeat]) -> [N, H', W', C * repeat]."""
+    """(image [N, H, W, C], weight [KH, KW, C * repeat]) -> [N, H', W', C * repeat].
+
+    Integers (u8, border `zero`) are summed as floats: exact below 2^24, and faster than integer products.
+    """
     from tvm import te
 
     n, height, width, channels = out
 
     def build(x: Any, weight: Any) -> Any:
         kh, kw, _ = (int(s) for s in weight.shape)
-        image = padded(x, pads)
+        image = padded(x, pads, zero)
         ry, rx = te.reduce_axis((0, kh), "ry"), te.reduce_axis((0, kw), "rx")
         step, span = tile.rows, tile.lanes
         total = te.compute(
@@ -43,7 +47,7 @@ def compute(
                     y * strides[0] + ry * dilations[0],
                     (xo * step + xi) * strides[1] + rx * dilations[1],
                     (fo * span + fi) // repeat,
-                ]
+                ].astype("float32")
                 * weight[ry, rx, fo * span + fi],
                 axis=[ry, rx],
             ),

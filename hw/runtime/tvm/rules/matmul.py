@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hw.runtime.tvm.machine import Machine
-from hw.runtime.tvm.rules.tile import Tile, extent, inline_behind, lanes_of, nest, pick
+from hw.runtime.tvm.rules.tile import Tile, extent, halves, inline_behind, lanes_of, nest, pick
 
 ANCHOR = "matmul_sum"
 UNROLL = 4
@@ -23,7 +23,7 @@ def pack(weight: np.ndarray, tile: Tile) -> np.ndarray:
 
 
 def tile_for(rows: int, columns: int, depth: int, machine: Machine) -> Tile:
-    return pick(rows, columns, machine, depth, registers=machine.tile * 21 // 14 if machine.lanes == 16 else machine.tile)
+    return pick(rows, columns, machine, depth, machine.large)
 
 
 def pack_kernel(shape: Sequence[int], tile: Tile) -> Any:
@@ -71,7 +71,7 @@ def compute(left: Sequence[int], columns: int, tile: Tile, batch: Sequence[int] 
 
         def out(*index: Any) -> Any:
             *at, m, f = index
-            return total(*at, m // step, m % step, f // span, f % span)
+            return total(*at, *halves(m, step, tile.count), *halves(f, span, tile.columns // span))
 
         return te.compute((*full, rows, columns), out, "matmul_out")
 

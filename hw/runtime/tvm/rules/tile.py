@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,10 +64,11 @@ def pick(rows: int, columns: int, machine: Machine, depth: int = 1, registers: i
                 waste = full / columns * (count * row) / rows
                 if count * row != rows:
                     waste *= 1.03
-                if cut:
-                    waste *= 1.02 if columns % 4 == 0 else 1.1
-                if depth * vectors * lanes * size > PANEL:
-                    waste *= 1.2
+                if columns % lanes:
+                    waste *= 2.0  # sums are read in other vectors than they were made in, and leave the registers
+                elif cut:
+                    waste *= 1.02
+                waste *= 1 + 0.15 * max(0.0, math.log2(depth * vectors * lanes * size / PANEL))
                 sums = row * vectors
                 cost = waste / lanes * (1 + 0.9 / row + 0.7 / vectors) * max(1.0, (8 / sums) ** 0.7)
                 if best is None or cost < best[0] - 1e-12:
@@ -74,6 +76,11 @@ def pick(rows: int, columns: int, machine: Machine, depth: int = 1, registers: i
     if best is None:
         raise ValueError(f"no tile for {rows} x {columns}")
     return best[1]
+
+
+def halves(index: Any, size: int, count: int) -> tuple[Any, Any]:
+    """Which tile an index is in, and where in it."""
+    return (0, index) if count == 1 else (index // size, index % size)
 
 
 def extent(sch: Any, loop: Any) -> int:
@@ -85,38 +92,27 @@ def names(sch: Any) -> list[str]:
 
 
 def inline_behind(sch: Any, anchor: str) -> Any:
-    """Inline everything behind the anchor into the last block, which is returned (None where the anchor is last)."""
-    listed = names(sch)
-    behind = listed[listed.index(anchor) + 1 :]
-    for name in behind[:-1]:
-        sch.compute_inline(sch.get_sblock(name))
-    return sch.get_sblock(behind[-1]) if behind else None
+    """Inline every block but the anchor and its border into the last block, which is returned."""
+    *listed, last = names(sch)
+    for name in listed:
+        if name not in (anchor, "conv_pad"):
+            sch.compute_inline(sch.get_sblock(name))
+    return sch.get_sblock(last)
 
 
 def vectorize_tail(sch: Any, block: Any, depth: int, lanes: int) -> None:
-    """Vectorize the innermost loop of a block below `depth` shared loops, unroll the rest where short."""
-    import tvm
-
+    """Vectorize the innermost loop of a block below `depth` shared loops. The loops around it stay loops: unrolled, TVM takes vectors apart."""
     loops = sch.get_loops(block)[depth:]
     if not loops:
         return
-    last = loops[-1]
-    wide = lanes_of(extent(sch, last), lanes)
+    wide = lanes_of(extent(sch, loops[-1]), lanes)
     if wide > 1:
-        outer, inner = sch.split(last, [None, wide])
+        _, inner = sch.split(loops[-1], [None, wide])
         sch.vectorize(inner)
-        loops[-1] = outer
-    total = 1
-    for loop in reversed(loops):
-        total *= extent(sch, loop)
-        if total > 64:
-            break
-        if sch.get(loop).kind == tvm.tirx.ForKind.SERIAL:
-            sch.unroll(loop)
 
 
-def spatial(sch: Any, block: Any, machine: Machine) -> None:
-    """An element-wise block of its own: vectors inside, threads outside."""
+def spatial(sch: Any, block: Any, machine: Machine, wide: int = 1) -> None:
+    """An element-wise block of its own: vectors inside, threads outside. wide: registers' worth of lanes, for numbers of fewer bytes."""
     import tvm
 
     loops = sch.get_loops(block)
@@ -126,13 +122,18 @@ def spatial(sch: Any, block: Any, machine: Machine) -> None:
     for loop in loops:
         total *= extent(sch, loop)
     last = loops[-1]
-    wide = lanes_of(extent(sch, last), machine.lanes)
-    if wide == 1 and extent(sch, last) > 1 and len(loops) > 1 and _contiguous(sch, block):
+    if extent(sch, last) <= 4 and len(loops) > 1 and not _contiguous(sch, block):
+        sch.unroll(last)
+        if total >= PARALLEL_WORK:
+            sch.parallel(sch.fuse(*loops[:-1]) if len(loops) > 2 else loops[0])
+        return
+    span = lanes_of(extent(sch, last), machine.lanes * wide)
+    if span == 1 and extent(sch, last) > 1 and len(loops) > 1 and _contiguous(sch, block):
         last = sch.fuse(*loops)
         loops = [last]
-        wide = lanes_of(total, machine.lanes)
-    if wide > 1:
-        outer, inner = sch.split(last, [None, wide])
+        span = lanes_of(total, machine.lanes * wide)
+    if span > 1:
+        outer, inner = sch.split(last, [None, span])
         sch.vectorize(inner)
         loops[-1] = outer
     elif len(loops) > 1:
@@ -166,20 +167,26 @@ def nest(
     lanes: int,
     work: int,
     unroll_reduce: bool = False,
+    group: Any = None,
+    dot: str = "",
 ) -> None:
     """The loop nest of a register tile: outer loops, sums, then rows x vectors unrolled, and the blocks behind it in the same place.
 
     rows, columns: the loops inside the tile. last: the block behind the anchor. work: products in all. Rows beyond the output are computed from
-    repeated inputs and not written.
+    repeated inputs and not written. group: the loop over the terms that one dot product adds; dot: the intrinsic that does it.
     """
     import tvm
 
     block = sch.get_sblock(anchor)
     vec, lane = sch.split(columns, [None, lanes])
-    sch.reorder(*outer, *reduce, rows, vec, lane)
+    sch.reorder(*outer, *reduce, rows, vec, lane, *([group] if dot else []))
+    if group is not None and not dot:
+        sch.reorder(group, rows, vec, lane)
+        sch.unroll(group)
     sch.reverse_compute_at(last, outer[-1])
     vectorize_tail(sch, last, len(outer), lanes)
-    sch.vectorize(lane)
+    if not dot:
+        sch.vectorize(lane)
     sch.unroll(vec)
     sch.unroll(rows)
     if unroll_reduce:
@@ -194,3 +201,5 @@ def nest(
     for loop in inner[-3:-1]:
         if sch.get(loop).kind == tvm.tirx.ForKind.SERIAL:
             sch.unroll(loop)
+    if dot:
+        sch.tensorize(lane, dot)

@@ -1,0 +1,318 @@
+"""QuantizeLinear and DequantizeLinear, and the operators that stay in integers between them.
+
+DequantizeLinear only notes what the integers stand for. A convolution or product of noted integers sums them exactly, and where one QuantizeLinear
+reads the result, the sum is scaled once, as ONNX Runtime's integer kernels do: round(sum * (x scale * weight scale / y scale)) + zero point.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from hw.runtime.tvm.ops.conv import back, geometry, image
+from hw.runtime.tvm.rules import depthwise, qconv, qmatmul
+from hw.runtime.tvm.value import NHWC, Quantized, Value
+
+if TYPE_CHECKING:
+    from hw.runtime.tvm.graph import Graph, Node
+
+EXACT = 1 << 24  # integers that float32 holds exactly
+
+
+def _limits(kind: str) -> tuple[int, int]:
+    info = np.iinfo(kind)
+    return int(info.min), int(info.max)
+
+
+def round_kernel(kind: str, scale: float, zero: int, divide: bool) -> Any:
+    """x -> clip(round(x / scale) + zero), halves to even; times `scale` where it is a factor."""
+    from tvm import te, tirx
+
+    low, high = _limits(kind)
+
+    def build(x: Any) -> Any:
+        step = tirx.const(scale, "float32")
+
+        def one(*i: Any) -> Any:
+            value = x(*i) / step if divide else x(*i) * step
+            return te.max(
+                te.min(tirx.nearbyint(value) + tirx.const(zero, "float32"), tirx.const(high, "float32")),
+                tirx.const(low, "float32"),
+            ).astype("int32").astype(kind)
+
+        return te.compute(x.shape, one, "quantize")
+
+    return build
+
+
+def quantize(g: Graph, node: Node) -> Value | None:
+    x, scale, zero = node[0], node.array(1), node.array(2) if len(node.inputs) > 2 else None
+    if scale is None or scale.size > 1 or x.constant:
+        return None
+    offset = 0 if zero is None else int(zero.reshape(-1)[0])
+    kind = "uint8" if zero is None else str(zero.dtype)
+    if kind not in ("uint8", "int8"):
+        return None
+    if (
+        x.quantized is not None and x.dtype == kind and x.quantized.scale.size == 1
+        and float(x.quantized.scale.reshape(-1)[0]) == float(scale.reshape(-1)[0])
+        and int(x.quantized.zero.reshape(-1)[0]) == offset
+    ):  # fmt: skip
+        return Value(x.data, x.shape, x.perm, x.dtype)  # the same grid again
+    x = g.float(x)
+    return g.kernel(
+        round_kernel(kind, float(scale.reshape(-1)[0]), offset, True), [x.data], x.shape, x.perm, "quantize", pattern=0
+    )
+
+
+def dequantize(g: Graph, node: Node) -> Value | None:
+    x, scale, zero = node[0], node.array(1), node.array(2) if len(node.inputs) > 2 else None
+    if scale is None or node.get("block_size", 0) or x.dtype not in ("uint8", "int8", "int32"):
+        return None
+    if zero is None:
+        zero = np.zeros(scale.shape, x.dtype)
+    axis = node.get("axis", 1) % max(len(x.shape), 1) if scale.size > 1 else -1
+    return Value(x.data, x.shape, x.perm, x.dtype, Quantized(scale, zero, axis))
+
+
+def unsigned(g: Graph, x: Value) -> tuple[Value, float, int] | None:
+    """Activations as u8 with their scale and zero point; None where they are not per-tensor integers."""
+    q = x.quantized
+    if q is None or x.constant or q.scale.size > 1 or x.dtype not in ("uint8", "int8"):
+        return None
+    scale, zero = float(q.scale.reshape(-1)[0]), int(q.zero.reshape(-1)[0])
+    if x.dtype == "uint8":
+        return x, scale, zero
+    from tvm import te
+
+    moved = g.kernel(
+        lambda v: te.compute(v.shape, lambda *i: (v(*i).astype("int16") + 128).astype("uint8"), "unsigned"),
+        [x.data], x.shape, x.perm, "unsigned", pattern=0,
+    )  # fmt: skip
+    return Value(moved.data, x.shape, x.perm, "uint8", Quantized(q.scale, np.asarray(zero + 128), -1)), scale, zero + 128
+
+
+def signed_weight(value: Value) -> tuple[np.ndarray, np.ndarray] | None:
+    """Integer weights with zero point 0 and their scales (one, or one per output); None where they are something else."""
+    q = value.quantized
+    if q is None or not isinstance(value.data, np.ndarray) or value.dtype not in ("int8", "uint8"):
+        return None
+    whole = value.data.transpose(np.argsort(value.perm)).astype(np.int16)
+    zero = q.zero.astype(np.int16)
+    if zero.size > 1:
+        shape = [1] * whole.ndim
+        shape[q.axis] = -1
+        zero = zero.reshape(shape)
+    whole = whole - zero
+    if whole.min() < -128 or whole.max() > 127:
+        return None
+    return np.ascontiguousarray(whole.astype(np.int8)), q.scale.astype(np.float32).reshape(-1)
+
+
+def next_quantizer(g: Graph, name: str) -> tuple[onnx.NodeProto, float, int, str] | None:
+    """The QuantizeLinear that alone reads a tensor, with its scale, zero point and type."""
+    user = g.sole_user(name)
+    if user is None or user.op_type != "QuantizeLinear":
+        return None
+    scale, zero = g.values.get(user.input[1]), g.values.get(user.input[2]) if len(user.input) > 2 else None
+    if scale is None or zero is None or not scale.constant or not zero.constant or scale.data.size > 1:
+        return None
+    if zero.dtype not in ("uint8", "int8"):
+        return None
+    return user, float(scale.data.reshape(-1)[0]), int(zero.data.reshape(-1)[0]), zero.dtype
+
+
+def finish(g: Graph, node: Node, sums: Value, bias: np.ndarray, scale: np.ndarray, channel: int) -> Value:
+    """Integer sums [.., C] -> the node's float result, or straight to the integers of the quantizer behind it.
+
+    bias: [C] int32 in units of a sum. scale: [C] or [1]. channel: the axis of C in ONNX's order.
+    """
+    op = g.relax.op
+    shape = [1] * len(sums.shape)
+    shape[sums.perm.index(channel)] = -1
+    total = g.builder.emit(op.add(sums.data, g.relax.const(bias.astype(np.int32).reshape(shape))))
+    number = g.builder.emit(op.astype(total, "float32"))
+    found = next_quantizer(g, node.proto.output[0])
+    if found is None:
+        factor = g.relax.const(np.broadcast_to(scale, bias.shape).astype(np.float32).reshape(shape))
+        return g.emit(op.multiply(number, factor), sums.shape, sums.perm)
+    user, step, zero, kind = found
+    factor = np.broadcast_to(scale / np.float32(step), bias.shape).astype(np.float32).reshape(shape)
+    scaled = g.builder.emit(op.multiply(number, g.relax.const(factor)))
+    out = g.kernel(round_kernel(kind, 1.0, zero, False), [scaled], sums.shape, sums.perm, "requantize", pattern=0)
+    g.values[user.output[0]] = out
+    return Value(out.data, out.shape, out.perm, out.dtype, Quantized(np.float32(step), np.asarray(zero), -1))
+
+
+def bias_of(g: Graph, node: Node, unit: np.ndarray, count: int) -> np.ndarray | None:
+    """The third input in units of a sum; None where it does not come out as integers."""
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    if value is None:
+        return np.zeros(count, np.int64)
+    if not isinstance(value.data, np.ndarray):
+        return None
+    if value.quantized is not None and value.dtype == "int32":
+        return value.data.astype(np.int64).reshape(-1)
+    return np.rint(g.float(value).data.astype(np.float64).reshape(-1) / unit).astype(np.int64)
+
+
+def conv_int(g: Graph, node: Node) -> Value | None:
+    """A convolution of integers; None where it must be computed in float."""
+    if len(node[0].shape) not in (3, 4):
+        return None
+    left, right = unsigned(g, node[0]), signed_weight(node[1])
+    if left is None or right is None:
+        return None
+    x, x_scale, zero = left
+    w, w_scale = right
+    strides, pads, dilations = geometry(node, x, w.shape[2:])
+    if w.ndim == 3:
+        w = w[:, :, None, :]
+    unit = np.float32(x_scale) * w_scale
+    bias = bias_of(g, node, unit.astype(np.float64), w.shape[0])
+    if bias is None:
+        return None
+    source, (n, c, height, width) = image(g, x, keep=True)
+    kh, kw = w.shape[2:]
+    out = (
+        n,
+        (height + pads[0] + pads[2] - dilations[0] * (kh - 1) - 1) // strides[0] + 1,
+        (width + pads[1] + pads[3] - dilations[1] * (kw - 1) - 1) // strides[1] + 1,
+        w.shape[0],
+    )
+    shape = (out[0], out[3], out[1], out[2])
+    groups = node.get("group", 1)
+    if groups == 1:
+        tile = qconv.tile_for(out, w.shape, g.machine)
+        build = qconv.compute(out, tile, strides, pads, dilations, zero)
+        sums = g.kernel(build, [source.data, qconv.pack(w, tile)], shape, NHWC, "qconv")
+        bias = bias - zero * w.astype(np.int64).sum((1, 2, 3))
+    elif w.shape[1] == 1 and kh * kw * 255 * 128 < EXACT:
+        d = depthwise.tile_for(out, g.machine)
+        build = depthwise.compute(out, d, strides, pads, dilations, w.shape[0] // c, zero)
+        packed = np.ascontiguousarray(w[:, 0].transpose(1, 2, 0)).astype(np.float32)
+        exact = g.kernel(build, [source.data, packed], shape, NHWC, "depthwise")
+        sums = g.emit(g.relax.op.astype(exact.data, "int32"), shape, NHWC)
+        bias = bias - zero * w.astype(np.int64).sum((1, 2, 3))
+    else:
+        return None
+    if abs(bias).max() >= 1 << 31:
+        return None
+    return back(g, finish(g, node, sums, bias, unit, 1), len(x.shape))
+
+
+def product_of(g: Graph, data: Any, shape: tuple[int, ...], weight: np.ndarray) -> Value:
+    """u8 [.., M, K] x s8 [K, N] -> i32 [.., M, N]."""
+    tile = qmatmul.tile_for(shape[-2], weight.shape[1], weight.shape[0], g.machine)
+    out = (*shape[:-1], weight.shape[1])
+    build = qmatmul.compute(shape, weight.shape[1], tile)
+    return g.kernel(build, [data, qmatmul.pack(weight, tile)], out, range(len(out)), "qmatmul")
+
+
+def matmul_int(g: Graph, node: Node) -> Value | None:
+    """MatMul or Gemm of quantized activations with constant integer weights."""
+    left, right = unsigned(g, node[0]), signed_weight(node[1])
+    if left is None or right is None or right[0].ndim != 2 or len(node[0].shape) < 2:
+        return None
+    x, x_scale, zero = left
+    w, w_scale = right
+    if node.op == "Gemm":
+        if node.get("transA", 0) or node.get("alpha", 1.0) != 1.0 or node.get("beta", 1.0) != 1.0:
+            return None
+        w = np.ascontiguousarray(w.T) if node.get("transB", 0) else w
+    if w.shape[0] % 4:
+        return None
+    unit = np.float32(x_scale) * w_scale
+    if unit.size not in (1, w.shape[1]):
+        return None
+    bias = bias_of(g, node, unit.astype(np.float64), w.shape[1]) if node.op == "Gemm" else np.zeros(w.shape[1], np.int64)
+    if bias is None:
+        return None
+    x = g.ordered(x, range(len(x.shape)), keep=True)
+    sums = product_of(g, x.data, x.shape, w)
+    bias = bias - zero * w.astype(np.int64).sum(0)
+    return finish(g, node, sums, bias, unit, len(sums.shape) - 1)
+
+
+def dynamic(g: Graph, node: Node) -> list[Value]:
+    """DynamicQuantizeLinear: the range of this very input, then its integers; scale and zero point stay on the device."""
+    from tvm import te, tirx
+
+    x = g.float(node[0])
+    count = int(np.prod(x.shape))
+    lanes = g.machine.lanes if count % g.machine.lanes == 0 else 1
+    flat = g.builder.emit(g.relax.op.reshape(x.data, (count // lanes, lanes)))
+
+    def edge(v: Any, reducer: Any, name: str) -> Any:
+        k = te.reduce_axis((0, count // lanes), "k")
+        part = te.compute((1, lanes), lambda _, i: reducer(v[k, i], axis=k), f"{name}_lanes")
+        j = te.reduce_axis((0, lanes), "j")
+        return te.compute((1,), lambda _: reducer(part[0, j], axis=j), name)
+
+    def f(value: float) -> Any:
+        return tirx.const(value, "float32")
+
+    low = g.kernel(lambda v: edge(v, te.min, "least"), [flat], (1,), (0,), "least", pattern=8)
+    high = g.kernel(lambda v: edge(v, te.max, "most"), [flat], (1,), (0,), "most", pattern=8)
+
+    def scale_of(a: Any, b: Any) -> Any:
+        return te.compute((1,), lambda i: (te.max(b[i], f(0)) - te.min(a[i], f(0))) / f(255), "scale")
+
+    scale = g.kernel(scale_of, [low.data, high.data], (1,), (0,), "scale", pattern=8)
+
+    def zero_of(a: Any, s: Any) -> Any:
+        return te.compute(
+            (1,),
+            lambda i: tirx.nearbyint(
+                te.max(te.min(f(0) - te.min(a[i], f(0)) / tirx.Select(s[i] == f(0), f(1), s[i]), f(255)), f(0))
+            ).astype("uint8"),
+            "zero",
+        )
+
+    zero = g.kernel(zero_of, [low.data, scale.data], (1,), (0,), "zero", pattern=8)
+
+    def round_all(v: Any, s: Any, z: Any) -> Any:
+        return te.compute(
+            v.shape,
+            lambda *i: te.max(
+                te.min(
+                    tirx.nearbyint(v(*i) / tirx.Select(s[0] == f(0), f(1), s[0])) + z[0].astype("float32"), f(255)
+                ),
+                f(0),
+            ).astype("int32").astype("uint8"),
+            "dynamic_quantize",
+        )
+
+    y = g.kernel(round_all, [x.data, scale.data, zero.data], x.shape, x.perm, "dynamic_quantize", pattern=8)
+    empty = g.relax.op.reshape
+    return [y, g.emit(empty(scale.data, ()), (), ()), g.emit(empty(zero.data, ()), (), ())]
+
+
+def matmul_integer(g: Graph, node: Node) -> Value | None:
+    """MatMulInteger with constant s8 weights: sum - zero point * column sums."""
+    a, b = node[0], node[1]
+    weight_zero = node.array(3) if len(node.inputs) > 3 else None
+    if (
+        not isinstance(b.data, np.ndarray) or b.data.dtype != np.int8 or b.data.ndim != 2 or b.data.shape[0] % 4
+        or a.dtype != "uint8" or a.constant or len(a.shape) < 2 or (weight_zero is not None and weight_zero.any())
+    ):  # fmt: skip
+        return None
+    a = g.ordered(a, range(len(a.shape)), keep=True)
+    sums = product_of(g, a.data, a.shape, b.data)
+    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    if zero is None:
+        return sums
+    columns = b.data.astype(np.int64).sum(0).astype(np.int32)
+    op = g.relax.op
+    if isinstance(zero.data, np.ndarray):
+        shift = g.relax.const((int(zero.data.reshape(-1)[0]) * columns).astype(np.int32))
+    else:
+        shift = g.builder.emit(op.multiply(g.builder.emit(op.astype(zero.data, "int32")), g.relax.const(columns)))
+    return g.emit(op.subtract(sums.data, shift), sums.shape, sums.perm)
+
+
+OPS = {
+    "QuantizeLinear": quantize, "DequantizeLinear": dequantize, "DynamicQuantizeLinear": dynamic, "MatMulInteger": matmul_integer,
+}  # fmt: skip
