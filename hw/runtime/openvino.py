@@ -13,6 +13,9 @@ import onnx
 
 from deploy.errors import ToolError
 from hw.runtime.base import LayerTime
+from hw.runtime.lower import lower
+
+LACKING = ("DFT", "DeformConv")
 
 
 def _library() -> Any:
@@ -54,7 +57,7 @@ class OpenVinoProgram:
         stored = {t.name for t in model.graph.initializer}
         self._names = [i.name for i in model.graph.input if i.name not in stored]
         try:
-            self._model = self._ov.Core().read_model(model=model.SerializeToString())
+            self._model = self._ov.Core().read_model(model=lower(model, LACKING).SerializeToString())
             self._request = self._compile({})
         except RuntimeError as error:
             raise ToolError(

@@ -12,6 +12,8 @@ import onnxruntime as ort
 
 from deploy.errors import ToolError
 from hw.runtime.base import LayerTime
+from hw.runtime.lower import lower
+from hw.runtime.lower.dft import wrong_in_ort
 
 _FAILURES = (
     ort.capi.onnxruntime_pybind11_state.Fail,
@@ -81,6 +83,8 @@ class OrtRuntime:
         return ""
 
     def load(self, model: onnx.ModelProto, threads: int, work: Path) -> OrtProgram:
+        if any(wrong_in_ort(n) for n in model.graph.node):
+            model = lower(model, ("DFT",))
         return OrtProgram(model.SerializeToString(), threads, work)
 
 

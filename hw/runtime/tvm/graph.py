@@ -89,6 +89,10 @@ class Graph:
 
     # building blocks for the operators
 
+    def const(self, array: Any) -> Any:
+        """A constant of the array's own type (Relax would make 64-bit integers 32-bit ones)."""
+        return self.relax.const(array, str(np.asarray(array).dtype))
+
     def emit(self, expr: Any, shape: Sequence[int], perm: Sequence[int], dtype: str | None = None) -> Value:
         """A Value from a Relax expression whose memory has `perm`."""
         variable = self.builder.emit(expr)
@@ -98,7 +102,7 @@ class Graph:
         self, function: Callable[..., Any], inputs: Sequence[Any], shape: Sequence[int], perm: Sequence[int], name: str, pattern: int = HEAVY
     ) -> Value:
         """A Value computed by a tensor expression over stored inputs (Relax expressions or arrays)."""
-        arguments = [self.relax.const(i) if isinstance(i, np.ndarray) else i for i in inputs]
+        arguments = [self.const(i) if isinstance(i, np.ndarray) else i for i in inputs]
         call = self.builder.call_te(
             function, *arguments, primfunc_name_hint=name, primfunc_attrs={"op_pattern": pattern}
         )
@@ -106,7 +110,7 @@ class Graph:
 
     def expr(self, value: Value) -> Any:
         """The value's memory as a Relax expression, integers as they are."""
-        return self.relax.const(value.data) if isinstance(value.data, np.ndarray) else value.data
+        return self.const(value.data) if isinstance(value.data, np.ndarray) else value.data
 
     def float(self, value: Value) -> Value:
         """The value itself, dequantized where it stands for integers."""
@@ -126,8 +130,8 @@ class Graph:
         number = op.astype(value.data, "float32")
         zero = float(q.zero.reshape(-1)[0])
         if zero:
-            number = op.subtract(number, self.relax.const(np.float32(zero)))
-        return self.emit(op.multiply(number, self.relax.const(np.float32(q.scale.reshape(-1)[0]))), value.shape, value.perm)
+            number = op.subtract(number, self.const(np.float32(zero)))
+        return self.emit(op.multiply(number, self.const(np.float32(q.scale.reshape(-1)[0]))), value.shape, value.perm)
 
     def ordered(self, value: Value, perm: Sequence[int], keep: bool = False) -> Value:
         """The value with its memory in the order `perm`; dequantized unless `keep`."""

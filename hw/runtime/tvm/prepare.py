@@ -10,6 +10,7 @@ import onnx
 from onnx import numpy_helper
 
 from deploy.errors import ToolError
+from hw.runtime.lower import lower
 
 
 def widen_int4(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -59,8 +60,11 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.load(out)
 
 
+LACKING = ("LSTM", "GRU", "DFT", "DeformConv", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulNBits")
+
+
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     """Quantized files are not folded: ONNX Runtime would turn integer weights into floats. The importer folds what it needs."""
-    model = widen_int4(model)
+    model = lower(widen_int4(model), LACKING)
     quantized = any(n.op_type in ("DequantizeLinear", "DynamicQuantizeLinear") for n in model.graph.node)
     return model if quantized else fold(model)

@@ -27,7 +27,7 @@ def unary(g: Graph, node: Node) -> Value | None:
 
 def sigmoid_of(g: Graph, x: Any) -> Any:
     """1 / (1 + exp(-x)): TVM's fast form covers exp, erf and tanh, not the sigmoid."""
-    op, one = g.relax.op, g.relax.const(np.float32(1))
+    op, one = g.relax.op, g.const(np.float32(1))
     return op.divide(one, op.add(one, op.exp(op.negative(x))))
 
 
@@ -48,7 +48,7 @@ def clip(g: Graph, node: Node) -> Value | None:
     data = x.data
     for bound, op in ((low, g.relax.op.maximum), (high, g.relax.op.minimum)):
         if bound is not None:
-            data = g.builder.emit(op(data, g.relax.const(np.asarray(bound).reshape(-1)[0].item(), x.dtype)))
+            data = g.builder.emit(op(data, g.const(np.asarray(bound, x.dtype).reshape(-1)[0])))
     return Value(data, x.shape, x.perm, x.dtype)
 
 
@@ -63,7 +63,7 @@ def hard_swish(g: Graph, node: Node) -> Value:
 
 
 def _hard(g: Graph, x: Any, alpha: float, beta: float) -> Any:
-    op, const = g.relax.op, lambda v: g.relax.const(np.float32(v))
+    op, const = g.relax.op, lambda v: g.const(np.float32(v))
     line = op.add(op.multiply(x, const(alpha)), const(beta))
     return g.builder.emit(op.minimum(op.maximum(g.builder.emit(line), const(0)), const(1)))
 
@@ -72,7 +72,7 @@ def gelu(g: Graph, node: Node) -> Value | None:
     x = g.float(node[0])
     if node.get("approximate", "none") != "none" or x.dtype != "float32":
         return None
-    op, const = g.relax.op, lambda v: g.relax.const(np.float32(v))
+    op, const = g.relax.op, lambda v: g.const(np.float32(v))
     erf = g.builder.emit(op.erf(g.builder.emit(op.multiply(x.data, const(0.5**0.5)))))
     half = g.builder.emit(op.multiply(x.data, const(0.5)))
     return g.emit(op.multiply(half, g.builder.emit(op.add(erf, const(1)))), x.shape, x.perm)

@@ -86,9 +86,9 @@ def gemm_op(g: Graph, node: Node) -> Value | None:
     out = times_weight(g, a, np.ascontiguousarray(weight * np.float32(alpha) if alpha != 1 else weight))
     if len(node.inputs) > 2 and node.inputs[2] is not None and beta:
         bias = g.float(node[2])
-        data = g.relax.const(bias.data * np.float32(beta)) if isinstance(bias.data, np.ndarray) else bias.data
+        data = g.const(bias.data * np.float32(beta)) if isinstance(bias.data, np.ndarray) else bias.data
         if beta != 1 and not isinstance(bias.data, np.ndarray):
-            data = g.relax.op.multiply(data, g.relax.const(np.float32(beta)))
+            data = g.relax.op.multiply(data, g.const(np.float32(beta)))
         out = g.emit(g.relax.op.add(out.data, data), out.shape, out.perm)
     return out
 

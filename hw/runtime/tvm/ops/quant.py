@@ -67,10 +67,31 @@ def quantize(g: Graph, node: Node) -> Value | None:
     )
 
 
-def dequantize(g: Graph, node: Node) -> Value | None:
-    x, scale, zero = node[0], node.array(1), node.array(2) if len(node.inputs) > 2 else None
-    if scale is None or node.get("block_size", 0) or x.dtype not in ("uint8", "int8", "int32"):
+def scaled_on_device(g: Graph, node: Node) -> Value | None:
+    """(x - zero) * scale with numbers that are computed (one each)."""
+    if node[1].shape not in ((), (1,)):
         return None
+    op, x = g.relax.op, node[0]
+    number = g.builder.emit(op.astype(g.expr(x), "float32"))
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        number = g.builder.emit(op.subtract(number, g.builder.emit(op.astype(g.expr(node[2]), "float32"))))
+    return g.emit(op.multiply(number, g.expr(node[1])), x.shape, x.perm)
+
+
+def dequantize(g: Graph, node: Node) -> Value | None:
+    if not node[1].constant:
+        return scaled_on_device(g, node)
+    x, scale, zero = node[0], node.array(1), node.array(2) if len(node.inputs) > 2 else None
+    if scale is None or x.dtype not in ("uint8", "int8", "int32"):
+        return None
+    block = node.get("block_size", 0)
+    if block:
+        if not isinstance(x.data, np.ndarray):
+            return None
+        axis = node.get("axis", 1) % x.data.ndim
+        wide = np.repeat(scale, block, axis)[tuple(slice(s) for s in x.shape)]
+        shift = 0 if zero is None else np.repeat(zero, block, axis)[tuple(slice(s) for s in x.shape)].astype(np.float32)
+        return g.constant((x.data.astype(np.float32) - shift) * wide.astype(np.float32))
     if zero is None:
         zero = np.zeros(scale.shape, x.dtype)
     axis = node.get("axis", 1) % max(len(x.shape), 1) if scale.size > 1 else -1
@@ -132,15 +153,15 @@ def finish(g: Graph, node: Node, sums: Value, bias: np.ndarray, scale: np.ndarra
     op = g.relax.op
     shape = [1] * len(sums.shape)
     shape[sums.perm.index(channel)] = -1
-    total = g.builder.emit(op.add(sums.data, g.relax.const(bias.astype(np.int32).reshape(shape))))
+    total = g.builder.emit(op.add(sums.data, g.const(bias.astype(np.int32).reshape(shape))))
     number = g.builder.emit(op.astype(total, "float32"))
     found = next_quantizer(g, node.proto.output[0])
     if found is None:
-        factor = g.relax.const(np.broadcast_to(scale, bias.shape).astype(np.float32).reshape(shape))
+        factor = g.const(np.broadcast_to(scale, bias.shape).astype(np.float32).reshape(shape))
         return g.emit(op.multiply(number, factor), sums.shape, sums.perm)
     user, step, zero, kind = found
     factor = np.broadcast_to(scale / np.float32(step), bias.shape).astype(np.float32).reshape(shape)
-    scaled = g.builder.emit(op.multiply(number, g.relax.const(factor)))
+    scaled = g.builder.emit(op.multiply(number, g.const(factor)))
     out = g.kernel(round_kernel(kind, 1.0, zero, False), [scaled], sums.shape, sums.perm, "requantize", pattern=0)
     g.values[user.output[0]] = out
     return Value(out.data, out.shape, out.perm, out.dtype, Quantized(np.float32(step), np.asarray(zero), -1))
@@ -307,9 +328,9 @@ def matmul_integer(g: Graph, node: Node) -> Value | None:
     columns = b.data.astype(np.int64).sum(0).astype(np.int32)
     op = g.relax.op
     if isinstance(zero.data, np.ndarray):
-        shift = g.relax.const((int(zero.data.reshape(-1)[0]) * columns).astype(np.int32))
+        shift = g.const((int(zero.data.reshape(-1)[0]) * columns).astype(np.int32))
     else:
-        shift = g.builder.emit(op.multiply(g.builder.emit(op.astype(zero.data, "int32")), g.relax.const(columns)))
+        shift = g.builder.emit(op.multiply(g.builder.emit(op.astype(zero.data, "int32")), g.const(columns)))
     return g.emit(op.subtract(sums.data, shift), sums.shape, sums.perm)
 
 

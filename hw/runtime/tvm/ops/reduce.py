@@ -35,7 +35,7 @@ def reduce_op(g: Graph, node: Node) -> Value | None:
             data = op.sqrt(g.builder.emit(data))
     elif node.op == "ReduceMean":
         count = int(np.prod([x.shape[a] for a in over]))
-        data = op.multiply(g.builder.emit(op.sum(x.data, places, keep)), g.relax.const(np.float32(1 / count)))
+        data = op.multiply(g.builder.emit(op.sum(x.data, places, keep)), g.const(np.float32(1 / count)))
     else:
         data = getattr(op, _REDUCE[node.op])(x.data, places, keep)
     if keep:
@@ -66,7 +66,7 @@ def layer_norm(g: Graph, node: Node) -> Value | None:
     if x.perm[axis:] != tail:
         x = g.plain(x)
     scale, bias = g.float(node[1]), g.float(node[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
-    shift = g.expr(bias) if bias is not None else g.relax.const(np.zeros(scale.shape, np.float32))
+    shift = g.expr(bias) if bias is not None else g.const(np.zeros(scale.shape, np.float32))
     data = g.relax.op.nn.layer_norm(
         x.data, g.expr(scale), shift, axes=list(tail), epsilon=float(node.get("epsilon", 1e-5))
     )
@@ -82,8 +82,8 @@ def batch_norm(g: Graph, node: Node) -> Value | None:
     x = g.float(node[0])
     shape = [1] * len(x.shape)
     shape[x.perm.index(1)] = -1
-    a = g.relax.const(factor.astype(np.float32).reshape(shape))
-    b = g.relax.const((bias - mean * factor).astype(np.float32).reshape(shape))
+    a = g.const(factor.astype(np.float32).reshape(shape))
+    b = g.const((bias - mean * factor).astype(np.float32).reshape(shape))
     return g.emit(g.relax.op.add(g.builder.emit(g.relax.op.multiply(x.data, a)), b), x.shape, x.perm)
 
 
@@ -119,7 +119,7 @@ def global_pool(g: Graph, node: Node) -> Value:
         return g.emit(g.relax.op.max(x.data, axes, True), shape, x.perm)
     count = int(np.prod(x.shape[2:]))
     total = g.builder.emit(g.relax.op.sum(x.data, axes, True))
-    return g.emit(g.relax.op.multiply(total, g.relax.const(np.float32(1 / count))), shape, x.perm)
+    return g.emit(g.relax.op.multiply(total, g.const(np.float32(1 / count))), shape, x.perm)
 
 
 OPS = {

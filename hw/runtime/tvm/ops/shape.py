@@ -169,7 +169,7 @@ def gather(g: Graph, node: Node) -> Value | None:
             return to_shape(g, row, tuple(s for i, s in enumerate(x.shape) if i != axis))
         if index.data.ndim == 1:
             x = g.float(x)
-            data = g.relax.op.take(x.data, g.relax.const(places.astype(np.int64)), x.perm.index(axis), mode="clip")
+            data = g.relax.op.take(x.data, g.const(places.astype(np.int64)), x.perm.index(axis), mode="clip")
             return g.emit(data, [len(places) if i == axis else s for i, s in enumerate(x.shape)], x.perm)
     x, index = g.plain(x), g.plain(index)
     shape = (*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
