@@ -47,7 +47,7 @@ class Candidate:
     size: int = 0
 
 
-def _specs_of(model: onnx.ModelProto) -> tuple[InputSpec, ...]:
+def specs_of(model: onnx.ModelProto) -> tuple[InputSpec, ...]:
     """Input specs from an ONNX file. Raises UserError where a dimension other than the batch is open or a type is not taken."""
     kinds = {
         onnx.TensorProto.FLOAT: "float32",
@@ -104,7 +104,7 @@ def _load(config: ProfileConfig) -> tuple[list[Candidate], tuple[InputSpec, ...]
     if path.suffix != ".onnx":
         raise UserError(f"{path} is neither an export folder nor an .onnx file; run deploy export first")
     model = onnxfile.load(path)
-    specs = parse_inputs(config.input_shape) if config.input_shape else _specs_of(model)
+    specs = parse_inputs(config.input_shape) if config.input_shape else specs_of(model)
     return build({"float32": model}), specs, Preprocess(), {}
 
 

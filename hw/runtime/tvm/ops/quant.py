@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from hw.runtime.tvm.ops.conv import back, geometry, image
-from hw.runtime.tvm.rules import depthwise, qconv, qmatmul
+from hw.runtime.tvm.rules import depthwise, dot, qconv, qmatmul
 from hw.runtime.tvm.value import NHWC, Quantized, Value
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def conv_int(g: Graph, node: Node) -> Value | None:
     groups = node.get("group", 1)
     if groups == 1:
         tile = qconv.tile_for(out, w.shape, g.machine)
-        build = qconv.compute(out, tile, strides, pads, dilations, zero)
+        build = qconv.compute(out, tile, strides, pads, dilations, zero, dot.factor(g.machine))
         sums = g.kernel(build, [source.data, qconv.pack(w, tile)], shape, NHWC, "qconv")
         bias = bias - zero * w.astype(np.int64).sum((1, 2, 3))
     elif w.shape[1] == 1 and kh * kw * 255 * 128 < EXACT:
@@ -228,7 +228,7 @@ def product_of(g: Graph, data: Any, shape: tuple[int, ...], weight: np.ndarray) 
     """u8 [.., M, K] x s8 [K, N] -> i32 [.., M, N]."""
     tile = qmatmul.tile_for(shape[-2], weight.shape[1], weight.shape[0], g.machine)
     out = (*shape[:-1], weight.shape[1])
-    build = qmatmul.compute(shape, weight.shape[1], tile)
+    build = qmatmul.compute(shape, weight.shape[1], tile, dot.factor(g.machine))
     return g.kernel(build, [data, qmatmul.pack(weight, tile)], out, range(len(out)), "qmatmul")
 
 

@@ -65,3 +65,8 @@ def named(machine: Machine, lanes: int) -> str:
     if machine.dot == "vnni256" and lanes == 8:
         return intrinsic("vnni256", lanes)
     return ""
+
+
+def factor(machine: Machine) -> str:
+    """The type of the factors before they become 32-bit sums: NEON multiplies 16 bits into 32 and adds in one instruction."""
+    return "int16" if machine.lanes == 4 else "int32"

@@ -48,9 +48,12 @@ def padded(x: Any, pads: Sequence[int], zero: int) -> Any:
 
 
 def compute(
-    out: Sequence[int], tile: Tile, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], zero: int
+    out: Sequence[int], tile: Tile, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], zero: int, half: str
 ) -> Any:
-    """(image [N, H, W, I] u8, panels) -> [N, H', W', O] i32: sums of products, the zero point not yet taken off."""
+    """(image [N, H, W, I] u8, panels) -> [N, H', W', O] i32: sums of products, the zero point not yet taken off.
+
+    half: the type in which factors are multiplied (`dot.factor`).
+    """
     from tvm import te
 
     n, height, width, channels = out
@@ -73,8 +76,8 @@ def compute(
                     y * strides[0] + ry * dilations[0],
                     column(xo, xi) * strides[1] + rx * dilations[1],
                     rc * 4 + ri,
-                ].astype("int32")
-                * weight[fo, ry, rx, rc, fi, ri].astype("int32"),
+                ].astype(half).astype("int32")
+                * weight[fo, ry, rx, rc, fi, ri].astype(half).astype("int32"),
                 axis=[ry, rx, rc, ri],
             ),
             ANCHOR,

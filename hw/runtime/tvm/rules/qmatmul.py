@@ -26,8 +26,8 @@ def pack(weight: np.ndarray, tile: Tile) -> np.ndarray:
     return np.ascontiguousarray(full.reshape(k // 4, 4, -1, tile.width).transpose(2, 0, 3, 1))
 
 
-def compute(left: Sequence[int], columns: int, tile: Tile) -> Any:
-    """(left [*lead, M, K] u8, panels [panels, K/4, width, 4]) -> [*lead, M, N] i32."""
+def compute(left: Sequence[int], columns: int, tile: Tile, half: str) -> Any:
+    """(left [*lead, M, K] u8, panels [panels, K/4, width, 4]) -> [*lead, M, N] i32; half: see `dot.factor`."""
     from tvm import te
 
     *lead, rows, depth = left
@@ -40,7 +40,7 @@ def compute(left: Sequence[int], columns: int, tile: Tile) -> Any:
             *at, mo, mi, fo, fi = index
             row = mo * step + mi if whole else te.min(mo * step + mi, rows - 1)
             return te.sum(
-                x(*at, row, k * 4 + ri).astype("int32") * weight(fo, k, fi, ri).astype("int32"), axis=[k, ri]
+                x(*at, row, k * 4 + ri).astype(half).astype("int32") * weight(fo, k, fi, ri).astype(half).astype("int32"), axis=[k, ri]
             )
 
         total = te.compute((*lead, tile.count, step, tile.columns // span, span), sums, ANCHOR)
