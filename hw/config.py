@@ -26,3 +26,5 @@ class ProfileConfig:
     input_shape: str = option("", "input shape, for ONNX files with open dimensions")
     tune: bool = option(True, "also measure equivalent kernels of the runtime and keep the fastest")
     seed: int = option(0, "seed of the inputs", low=0, high=2**63 - 1)
+    remote: str = option("", "user@host: measure a folder of deploy native there, over ssh")
+    ssh_config: str = option("", "ssh configuration for --remote (port, key, host keys)")

@@ -237,6 +237,10 @@ def run_stage(config: ProfileConfig, folder: Path) -> dict[str, Any]:
     """Measure; write `profile.json` and the chosen file as `best.onnx`; returns the summary."""
     if config.samples < latency.MIN_SAMPLES:
         raise UserError(f"--samples {config.samples} is too few to report; give at least {latency.MIN_SAMPLES}")
+    if config.remote:
+        from hw.native.remote import profile
+
+        return profile(config, folder)
     candidates, specs, preprocess, record = _load(config)
     for item in candidates:
         wanted = [
@@ -343,6 +347,8 @@ def _same(extra: Candidate, item: Candidate, values: list[np.ndarray]) -> bool:
 def check_folder(folder: Path, seed: int, arch: str = "") -> list[tuple[str, bool, str]]:
     """Rows for `deploy verify`: the chosen file runs and varies on fresh inputs."""
     record = json.loads((folder / RECORD).read_text())
+    if "remote" in record:
+        return [("the board gave this computer's results", record["difference"] < 0.02, record["remote"])]
     specs = tuple(InputSpec.from_json(r) for r in record["inputs"])
     with tempfile.TemporaryDirectory() as scratch:
         runtime = runtimes()[record.get("chosen_runtime", "onnxruntime")]

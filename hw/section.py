@@ -144,6 +144,10 @@ def _layers(record: dict[str, Any]) -> list[Any]:
 def section(folder: Path, manifest: dict[str, Any]) -> Section:
     """Latency with its method, layers, roofline, what stayed in float."""
     record = json.loads((folder / RECORD).read_text())
+    if "remote" in record:
+        from hw.native import remote
+
+        return remote.section(record)
     parts = [*_candidates(record), *_layers(record)]
     if record["float_left"]:
         parts.append(
