@@ -18,7 +18,7 @@ from hw.runtime.lower import lower
 LACKING = ("DFT", "DeformConv")
 
 
-def _library() -> Any:
+def quiet() -> Any:
     """The module, imported so that it sends nothing."""
     if "openvino" not in sys.modules:
         kept = sys.modules.get("openvino_telemetry")
@@ -45,7 +45,7 @@ class OpenVinoProgram:
     """One compiled model. `infer` runs in the calling thread, so that its CPU time is what one thread needs."""
 
     def __init__(self, model: onnx.ModelProto, threads: int) -> None:
-        self._ov = _library()
+        self._ov = quiet()
         self._settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
