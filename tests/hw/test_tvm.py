@@ -257,3 +257,28 @@ def test_fixed_shapes_refuse_another_rank() -> None:
 
     with pytest.raises(UserError, match="axes"):
         fixed(network([helper.make_node("Relu", ["x"], ["y"])], {"x": (1, 4)}, {}), [(1, 4, 4)])
+
+
+def test_programs_with_different_threads_take_turns(tmp_path: Path) -> None:
+    """TVM's pool belongs to the process: the second program must get its two threads, and the first none of them."""
+    import os
+    import time
+
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one core")
+    model = network([helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 4)], {"x": (1, 128, 56, 56)}, {"w": normal(256, 128, 3, 3)})
+    programs = {}
+    for threads in (1, 2):
+        place = tmp_path / str(threads)
+        place.mkdir()
+        programs[threads] = RUNTIME.load(model, threads, place)
+    x = normal(1, 128, 56, 56)
+    share = {}
+    for threads in (1, 2, 1, 2):
+        programs[threads].run([x])
+        wall, used = time.perf_counter(), time.process_time()
+        for _ in range(20):
+            programs[threads].run([x])
+        share[threads] = (time.process_time() - used) / (time.perf_counter() - wall)
+    assert share[1] < 1.2 and share[2] > 1.2 * share[1], share
+    assert np.array_equal(programs[1].run([x])[0], programs[2].run([x])[0])

@@ -85,8 +85,8 @@ class TvmProgram:
     """A compiled library in TVM's virtual machine. A model with open dimensions is compiled once for every shape that arrives."""
 
     def __init__(self, model: onnx.ModelProto, threads: int, work: Path) -> None:
-        # before TVM's first call: without these it takes half of the cores and binds this thread to some of them
-        os.environ["TVM_NUM_THREADS"] = str(threads)
+        # before TVM's first call: without these it takes half of the cores, and binds this thread to some of them
+        os.environ.setdefault("TVM_NUM_THREADS", str(max(threads, len(os.sched_getaffinity(0)))))
         os.environ["TVM_BIND_THREADS"] = "0"
         import tvm
 
