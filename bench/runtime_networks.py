@@ -27,7 +27,11 @@ LOT = (
     "mobilenetv3_rw", "pit_s_224", "test_efficientnet_evos", "lowformer_b0", "darknet17", "vit_srelpos_small_patch16_224",
     "convnextv2_atto", "seresnext26ts", "efficientnet_blur_b0", "convnext_pico",
 )  # fmt: skip
-WEAK = ("regnety_004", "efficientnet_b0", "shufflenet_v2_x1_0")  # grouped convolutions, gates, channel shuffles: the prototype's weak spots
+WEAK = (
+    "regnety_004",
+    "efficientnet_b0",
+    "shufflenet_v2_x1_0",
+)  # grouped convolutions, gates, channel shuffles: the prototype's weak spots
 
 
 def perturb(module: nn.Module, seed: int = 0) -> nn.Module:

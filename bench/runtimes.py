@@ -76,7 +76,9 @@ def measure(name: str, model: onnx.ModelProto, names: tuple[str, ...]) -> dict[s
                     row["fallbacks"] = record["fallbacks"]
             if threads == 1:
                 want = programs["onnxruntime"].run(values)
-                row["against_onnxruntime"] = {n: likeness(p.run(values), want) for n, p in programs.items() if n != "onnxruntime"}
+                row["against_onnxruntime"] = {
+                    n: likeness(p.run(values), want) for n, p in programs.items() if n != "onnxruntime"
+                }
             row[f"threads{threads}"] = {
                 n: pair({"onnxruntime": programs["onnxruntime"], n: p}, values, "onnxruntime", threads)
                 for n, p in programs.items()
@@ -91,7 +93,11 @@ def keep(part: str, row: dict[str, Any]) -> None:
     rows = [r for r in result.get(part, {}).get("rows", []) if r["network"] != row["network"]]
     result[part] = {**stamp(), "rows": [*rows, row]}
     save("runtimes", result)
-    shown = {k: {n: round(v[n]["time_ratio"], 3) for n in v} for k in ("threads1", "threads2") for v in [row[k][next(iter(row[k]))]]}
+    shown = {
+        k: {n: round(v[n]["time_ratio"], 3) for n in v}
+        for k in ("threads1", "threads2")
+        for v in [row[k][next(iter(row[k]))]]
+    }
     print(part, row["network"], shown, round(row.get("compile_s", 0), 1), flush=True)
 
 
@@ -124,7 +130,13 @@ def integers(name: str) -> onnx.ModelProto:
         onnx.save(model, ready)
         quant_pre_process(str(ready), str(ready), skip_symbolic_shape=True)
         if name in TRANSFORMERS:
-            quantize_dynamic(str(ready), str(place), op_types_to_quantize=["MatMul", "Gemm"], weight_type=QuantType.QInt8, per_channel=True)
+            quantize_dynamic(
+                str(ready),
+                str(place),
+                op_types_to_quantize=["MatMul", "Gemm"],
+                weight_type=QuantType.QInt8,
+                per_channel=True,
+            )
         else:
             quantize_static(
                 str(ready), str(place), Random(model), quant_format=QuantFormat.QDQ, per_channel=True,  # type: ignore[arg-type]
@@ -155,7 +167,9 @@ def nncf_part() -> None:
         row: dict[str, Any] = {"network": name}
         for threads in (1, 2):
             with tempfile.TemporaryDirectory() as folder:
-                programs: dict[str, Any] = {"float32 on onnxruntime": runtimes()["onnxruntime"].load(model, threads, Path(folder))}
+                programs: dict[str, Any] = {
+                    "float32 on onnxruntime": runtimes()["onnxruntime"].load(model, threads, Path(folder))
+                }
                 for runtime in ("onnxruntime", "tvm", "openvino"):
                     place = Path(folder) / runtime
                     place.mkdir()
@@ -169,7 +183,12 @@ def nncf_part() -> None:
                     if "float" not in n
                 }
         rows.append(row)
-        print(name, {k: {n: round(1 / v["time_ratio"], 2) for n, v in row[k].items()} for k in ("threads1", "threads2")}, row["sqnr_db"], flush=True)
+        print(
+            name,
+            {k: {n: round(1 / v["time_ratio"], 2) for n, v in row[k].items()} for k in ("threads1", "threads2")},
+            row["sqnr_db"],
+            flush=True,
+        )
     path = BENCH / "runtimes.json"
     result = json.loads(path.read_text()) if path.is_file() else {}
     result["nncf"] = {**stamp(), "rows": rows}

@@ -26,5 +26,7 @@ class ProfileConfig:
     input_shape: str = option("", "input shape, for ONNX files with open dimensions")
     tune: bool = option(True, "also measure equivalent kernels of the runtime and keep the fastest")
     seed: int = option(0, "seed of the inputs", low=0, high=2**63 - 1)
+    tune_seconds: int = option(0, "also tune TVM's register tiles, at most so long per model", low=0)
+    tune_database: str = option("", "tuned tiles to read and extend (default: tvm-tiles.json in the user's cache)")
     remote: str = option("", "user@host: measure a folder of deploy native there, over ssh")
     ssh_config: str = option("", "ssh configuration for --remote (port, key, host keys)")

@@ -40,6 +40,7 @@ class Candidate:
     runtime: str
     model: onnx.ModelProto
     threads: int = 1
+    database: str = ""  # of TVM's tuned tiles
     program: Program | None = None
     error: str = ""
     accuracy: dict[str, float] = field(default_factory=dict)
@@ -140,7 +141,8 @@ def _start(candidates: Sequence[Candidate], values: list[np.ndarray], folder: Pa
         place.mkdir(exist_ok=True)
         item.size = len(item.model.SerializeToString())
         try:
-            item.program = runtimes()[item.runtime].load(item.model, item.threads, place)
+            more = {"database": item.database} if item.database else {}
+            item.program = runtimes()[item.runtime].load(item.model, item.threads, place, **more)
             item.program.run(values)
         except ToolError as error:
             if item.name == BASELINE:
@@ -162,6 +164,32 @@ def tuned(item: Candidate, values: list[np.ndarray], folder: Path) -> list[Candi
         return []
     kind = item.name.replace(" on ", f" tuned ({len(layers)} of {len(names)} convolutions by matrix product) on ")
     return [Candidate(kind, item.runtime, ort_kernels.matrix(model, layers), threads)]
+
+
+def _tuned_tiles(
+    config: ProfileConfig, candidates: Sequence[Candidate], values: list[np.ndarray], folder: Path
+) -> list[Candidate]:
+    """TVM's candidates once more with tuned tiles; one whose tuning died is kept as a row that says so."""
+    if not config.tune_seconds:
+        return []
+    from hw.runtime.tvm import RUNTIME, tune
+    from hw.runtime.tvm.machine import host
+
+    path = Path(config.tune_database or Path.home() / ".cache" / "deploy" / "tvm-tiles.json").absolute()
+    tune.read(path, host())
+    found = []
+    for item in [c for c in candidates if c.runtime == "tvm" and c.program is not None]:
+        extra = Candidate(item.name.replace(" on tvm", " tuned on tvm"), "tvm", item.model, item.threads, str(path))
+        try:
+            RUNTIME.tune(item.model, path, config.tune_seconds, folder)
+        except ToolError as error:
+            extra.error = str(error)
+        else:
+            place = folder / f"tuned{len(found)}"
+            place.mkdir()
+            _start([extra], values, place)
+        found.append(extra)
+    return found
 
 
 def _accuracy(
@@ -270,13 +298,18 @@ def run_stage(config: ProfileConfig, folder: Path) -> dict[str, Any]:
         baseline = candidates[0]
         if config.tune:
             for item in [
-                c for c in candidates if c.runtime == "onnxruntime" and c.program is not None and c.model is not baseline.model
+                c
+                for c in candidates
+                if c.runtime == "onnxruntime" and c.program is not None and c.model is not baseline.model
             ]:
                 extra = tuned(item, values, Path(scratch))
                 _start(extra, values, Path(scratch))
                 candidates += [e for e in extra if _same(e, item, values)]
+        candidates += _tuned_tiles(config, candidates, values, Path(scratch))
         running = [c for c in candidates if c.program is not None]
-        times = latency.measure({c.name: _call(c, values) for c in running}, baseline.name, config.samples, config.threads)
+        times = latency.measure(
+            {c.name: _call(c, values) for c in running}, baseline.name, config.samples, config.threads
+        )
         if batches:
             _accuracy(candidates, baseline, batches, specs)
         chosen_name, why = choose(candidates, baseline, times, config.max_drop, bool(batches))
@@ -295,7 +328,13 @@ def run_stage(config: ProfileConfig, folder: Path) -> dict[str, Any]:
         c.name: (
             {"error": c.error}
             if c.program is None
-            else {"latency": times[c.name].to_json(), "bytes": c.size, "accuracy": c.accuracy, "runtime": c.runtime, "threads": c.threads}
+            else {
+                "latency": times[c.name].to_json(),
+                "bytes": c.size,
+                "accuracy": c.accuracy,
+                "runtime": c.runtime,
+                "threads": c.threads,
+            }
         )
         for c in candidates
     }

@@ -48,8 +48,26 @@ NATIVE = Stage(
     in_chain=False,
     packages=("onnx", "numpy", "apache-tvm"),
     requirements=(
-        Requirement("aarch64-linux-gnu-g++", "tool", "no folders for Ultra96", "apt-get install g++-aarch64-linux-gnu", ("--version",)),
-        Requirement("arm-linux-gnueabihf-g++", "tool", "no folders for PYNQ", "apt-get install g++-arm-linux-gnueabihf", ("--version",)),
-        Requirement("qemu-aarch64-static", "tool", "folders for boards are not proven", "apt-get install qemu-user-static", ("--version",)),
+        Requirement(
+            "aarch64-linux-gnu-g++",
+            "tool",
+            "no folders for Ultra96",
+            "apt-get install g++-aarch64-linux-gnu",
+            ("--version",),
+        ),
+        Requirement(
+            "arm-linux-gnueabihf-g++",
+            "tool",
+            "no folders for PYNQ",
+            "apt-get install g++-arm-linux-gnueabihf",
+            ("--version",),
+        ),
+        Requirement(
+            "qemu-aarch64-static",
+            "tool",
+            "folders for boards are not proven",
+            "apt-get install qemu-user-static",
+            ("--version",),
+        ),
     ),
 )

@@ -21,7 +21,15 @@ PROGRAM, RECORD = "run", "native.json"
 def read_plan(text: str) -> Plan:
     """The tensors of inputs and outputs of a plan file."""
     plan = Plan()
-    kinds = {(0, 8): "int8", (0, 16): "int16", (0, 32): "int32", (0, 64): "int64", (1, 8): "uint8", (2, 32): "float32", (2, 64): "float64"}
+    kinds = {
+        (0, 8): "int8",
+        (0, 16): "int16",
+        (0, 32): "int32",
+        (0, 64): "int64",
+        (1, 8): "uint8",
+        (2, 32): "float32",
+        (2, 64): "float64",
+    }
     for line in text.splitlines():
         parts = line.split()
         if parts[0] == "t":
@@ -42,7 +50,9 @@ class Folder:
     def record(self) -> dict[str, Any]:
         file = self.path / RECORD
         if not file.is_file():
-            raise UserError(f"{self.path} is no folder of deploy native; make one with: deploy native EXPORT --board BOARD")
+            raise UserError(
+                f"{self.path} is no folder of deploy native; make one with: deploy native EXPORT --board BOARD"
+            )
         found: dict[str, Any] = json.loads(file.read_text())
         return found
 
@@ -50,7 +60,9 @@ class Folder:
     def plan(self) -> Plan:
         return read_plan((self.path / PLAN).read_text())
 
-    def execute(self, processor: Processor, values: list[np.ndarray], work: Path, threads: int = 1, samples: int = 0) -> tuple[list[np.ndarray], dict[str, Any]]:
+    def execute(
+        self, processor: Processor, values: list[np.ndarray], work: Path, threads: int = 1, samples: int = 0
+    ) -> tuple[list[np.ndarray], dict[str, Any]]:
         """Outputs and the runner's own record; under the processor's emulator where it has one, whose times mean nothing."""
         plan = self.plan
         source, result, log = work / "inputs.bin", work / "outputs.bin", work / "run.log"

@@ -58,7 +58,12 @@ class Plan:
     def text(self) -> str:
         end = {p: max((t.offset + t.size for t in self.tensors if t.place == p), default=0) for p in "wio"}
         head = f"s {end['w']} {end['i']} {end['o']} {self.arena}"
-        return "\n".join([head, *(t.line() for t in self.tensors), *(f"c {n} {' '.join(map(str, a))}" for n, a in self.calls)]) + "\n"
+        return (
+            "\n".join(
+                [head, *(t.line() for t in self.tensors), *(f"c {n} {' '.join(map(str, a))}" for n, a in self.calls)]
+            )
+            + "\n"
+        )
 
     def pack(self, values: list[np.ndarray]) -> bytes:
         """The inputs file."""
@@ -135,7 +140,9 @@ def make(module: Any) -> Plan:
         index = number(row)
         tensor = plan.tensors[index]
         if tensor.place != "a" or index in plan.outputs:
-            raise ToolError("an output of the model is an input, a constant or another output; add an operator behind it")
+            raise ToolError(
+                "an output of the model is an input, a constant or another output; add an operator behind it"
+            )
         tensor.place, tensor.offset = "o", at
         plan.outputs.append(index)
         at += _up(tensor.size)

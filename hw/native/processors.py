@@ -53,5 +53,3 @@ def of_board(board: str) -> Processor:
             return processor
     known = ", ".join(b for p in PROCESSORS for b in p.boards)
     raise UserError(f"--board {board} has no processor that models are compiled for; choose one of {known}")
-
-

@@ -92,10 +92,15 @@ def profile(config: ProfileConfig, folder: Path) -> dict[str, Any]:
     rows = [x for x in said.splitlines() if x.startswith("{")]
     if not rows:
         raise ToolError(f"the runner on {config.remote} ended without its record", said[-2000:])
-    worst = max(float(np.abs(a.astype(np.float64) - b).max() / max(np.abs(b).max(), 1e-30)) for a, b in zip(got, want, strict=True))
+    worst = max(
+        float(np.abs(a.astype(np.float64) - b).max() / max(np.abs(b).max(), 1e-30))
+        for a, b in zip(got, want, strict=True)
+    )
     equal = all(np.array_equal(a, b) for a, b in zip(got, want, strict=True))
     if worst > (FLOAT_BOUND if made.record["difference"] < FLOAT_BOUND else 0.02):
-        raise BoundError(f"{config.remote} computes something else than this computer: {worst:.1e} of the largest output")
+        raise BoundError(
+            f"{config.remote} computes something else than this computer: {worst:.1e} of the largest output"
+        )
     size = sum((made.path / f).stat().st_size for f in (PROGRAM, PLAN, WEIGHTS))
     record = json.loads(rows[-1])
     name = f"{processor.name} on {config.remote}"
@@ -112,12 +117,27 @@ def section(record: dict[str, Any]) -> Section:
     """The page's part for a board."""
     row = record["candidates"][record["chosen"]]
     t = row["latency"]
-    figures = (("samples", str(t["samples"])), *((k, f"{t[k]:.3f}") for k in ("min_ms", "p50_ms", "p90_ms", "p99_ms", "cpu_p50_ms")))
+    figures = (
+        ("samples", str(t["samples"])),
+        *((k, f"{t[k]:.3f}") for k in ("min_ms", "p50_ms", "p90_ms", "p99_ms", "cpu_p50_ms")),
+    )
     facts = (
         ("board", record["remote"]),
         ("machine", record["conditions"]["machine"]),
         ("p50", f"{t['p50_ms']:.3f} ms, {row['threads']} thread(s)"),
         ("peak memory", f"{record['conditions']['peak_memory_mb']:.1f} MB"),
-        ("results", "bit for bit those of this computer" if record["equal"] else f"within {record['difference']:.1e} of this computer's"),
+        (
+            "results",
+            "bit for bit those of this computer"
+            if record["equal"]
+            else f"within {record['difference']:.1e} of this computer's",
+        ),
     )
-    return Section("Profile on the board", "", facts, (Table("Latency", ("what", "value"), figures),), (), {"chosen": record["chosen"]})
+    return Section(
+        "Profile on the board",
+        "",
+        facts,
+        (Table("Latency", ("what", "value"), figures),),
+        (),
+        {"chosen": record["chosen"]},
+    )

@@ -73,7 +73,11 @@ def run_stage(config: Any, folder: Path) -> dict[str, Any]:
 
     model = fixed(model, [s.shape for s in specs])
     build(model, processor, folder)
-    record: dict[str, Any] = {"processor": processor.name, "board": config.board, "inputs": [s.to_json() for s in specs]}
+    record: dict[str, Any] = {
+        "processor": processor.name,
+        "board": config.board,
+        "inputs": [s.to_json() for s in specs],
+    }
     (folder / RECORD).write_text(json.dumps(record) + "\n")
     made = Folder(folder)
     rows = parity.fresh(specs, 3, config.seed + 7)
@@ -86,14 +90,23 @@ def run_stage(config: Any, folder: Path) -> dict[str, Any]:
             want.append(here.run(row)[0])
     if not parity.varies(want):
         raise BoundError("the model gives the same output for every input; nothing is proven by it")
-    worst = max(float(np.abs(a.astype(np.float64) - b).max() / max(np.abs(b).max(), 1e-30)) for a, b in zip(got, want, strict=True))
+    worst = max(
+        float(np.abs(a.astype(np.float64) - b).max() / max(np.abs(b).max(), 1e-30))
+        for a, b in zip(got, want, strict=True)
+    )
     equal = all(np.array_equal(a, b) for a, b in zip(got, want, strict=True))
     integers = any(t.dtype in ("uint8", "int8") for t in made.plan.tensors)
     steps = sum(int((a != b).sum()) for a, b in zip(got, want, strict=True))
     bound = FLOAT_BOUND if not integers else 0.02
     if worst > bound:
-        raise BoundError(f"the folder for {processor.name} differs from this computer's result by {worst:.1e} of its largest output (bound {bound:g})")
-    proof = "bit for bit equal" if equal else f"largest difference {worst:.1e} of the largest output, {steps} of {sum(a.size for a in got)} values"
+        raise BoundError(
+            f"the folder for {processor.name} differs from this computer's result by {worst:.1e} of its largest output (bound {bound:g})"
+        )
+    proof = (
+        "bit for bit equal"
+        if equal
+        else f"largest difference {worst:.1e} of the largest output, {steps} of {sum(a.size for a in got)} values"
+    )
     kernels = json.loads((folder / KERNELS).read_text())["kernels"]
     record |= {
         "kernels": len(kernels),
@@ -125,7 +138,11 @@ def section(folder: Path, manifest: dict[str, Any]) -> Section:
         ("kernels", str(record["kernels"])),
         ("proof", f"{record['proof']} ({record['how']})"),
     )
-    remarks = ("an emulator proves results, not speed: measure on the board with deploy profile --remote",) if record["how"] != "on this computer" else ()
+    remarks = (
+        ("an emulator proves results, not speed: measure on the board with deploy profile --remote",)
+        if record["how"] != "on this computer"
+        else ()
+    )
     return Section("Standalone folder", "", facts, (Table("Sizes", ("what", "bytes"), rows),), remarks, record)
 
 
@@ -137,5 +154,3 @@ def check_folder(folder: Path, seed: int, arch: str = "") -> list[tuple[str, boo
     with tempfile.TemporaryDirectory() as scratch:
         outputs = [made.execute(processor, row, Path(scratch))[0][0] for row in parity.fresh(specs, 2, seed + 3)]
     return [("the program runs, outputs vary", parity.varies(outputs), made.record["how"])]
-
-

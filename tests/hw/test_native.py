@@ -37,7 +37,9 @@ def native(fashion_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("board,tool", [("ultra96-v2", "qemu-aarch64-static"), ("pynq-z1", "qemu-arm-static")])
 @pytest.mark.parametrize("file", ["model.onnx", "float.onnx"])
-def test_boards_compute_what_this_computer_computes(board: str, tool: str, file: str, fashion_run: Path, tmp_path: Path) -> None:
+def test_boards_compute_what_this_computer_computes(
+    board: str, tool: str, file: str, fashion_run: Path, tmp_path: Path
+) -> None:
     """Integers bit for bit, floats to 1e-5; the outputs are those of ONNX Runtime."""
     if shutil.which(tool) is None or shutil.which(of_board(board).compiler.name) is None:
         pytest.skip(f"{tool} or the cross compiler is not installed")
@@ -89,7 +91,9 @@ def test_the_arena_never_shares_live_tensors() -> None:
     plan = Plan()
     for _ in range(60):
         first = int(rng.integers(0, 40))
-        plan.tensors.append(Tensor((int(rng.integers(1, 5000)),), "float32", "a", 0, first, first + int(rng.integers(0, 9))))
+        plan.tensors.append(
+            Tensor((int(rng.integers(1, 5000)),), "float32", "a", 0, first, first + int(rng.integers(0, 9)))
+        )
     _place(plan)
     for i, a in enumerate(plan.tensors):
         assert a.offset % 64 == 0 and a.offset + a.size <= plan.arena
@@ -147,7 +151,9 @@ def test_profile_over_ssh(native: Path, ssh_config: Path, tmp_path: Path) -> Non
     assert ran.code == 0, ran.err
     record = json.loads((out / "profile.json").read_text())
     row = record["candidates"][record["chosen"]]
-    assert record["equal"] and row["latency"]["samples"] == 100 and row["threads"] == 2 and len(record["wall_ms"]) == 100
+    assert (
+        record["equal"] and row["latency"]["samples"] == 100 and row["threads"] == 2 and len(record["wall_ms"]) == 100
+    )
     assert 0 < row["latency"]["min_ms"] <= row["latency"]["p50_ms"] <= row["latency"]["p99_ms"]
     assert set(Path("/tmp").glob("deploy-??????")) == before
     assert deploy("report", str(out), "-o", str(tmp_path / "r")).code == 0

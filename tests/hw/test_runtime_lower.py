@@ -24,7 +24,13 @@ from hw.runtime.lower import lower, rewrites
 CPU = ("onnxruntime", "openvino", "tvm")
 
 
-def model_of(nodes: list[Any], inputs: dict[str, tuple[int, ...]], weights: dict[str, np.ndarray], outs: list[str], opset: int = 20) -> onnx.ModelProto:
+def model_of(
+    nodes: list[Any],
+    inputs: dict[str, tuple[int, ...]],
+    weights: dict[str, np.ndarray],
+    outs: list[str],
+    opset: int = 20,
+) -> onnx.ModelProto:
     graph = helper.make_graph(
         nodes, "g", [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()],
         [helper.make_tensor_value_info(o, TensorProto.FLOAT, None) for o in outs], [numpy_helper.from_array(w, n) for n, w in weights.items()],
@@ -42,7 +48,9 @@ def close(got: np.ndarray, want: np.ndarray, bound: float = 1e-5) -> None:
     assert np.abs(got - want).max() <= bound * np.abs(want).max()
 
 
-def everywhere(model: onnx.ModelProto, values: list[np.ndarray], want: np.ndarray, folder: Path, bound: float = 1e-5) -> None:
+def everywhere(
+    model: onnx.ModelProto, values: list[np.ndarray], want: np.ndarray, folder: Path, bound: float = 1e-5
+) -> None:
     for name in CPU:
         place = folder / name
         place.mkdir()
@@ -54,7 +62,11 @@ def everywhere(model: onnx.ModelProto, values: list[np.ndarray], want: np.ndarra
 @pytest.mark.parametrize("full", [False, True])
 def test_recurrent_layers(kind: str, direction: str, full: bool) -> None:
     """With and without biases and first states; every output; GRU in both of its forms."""
-    gates, ways = (4, 2 if direction == "bidirectional" else 1) if kind == "LSTM" else (3, 2 if direction == "bidirectional" else 1)
+    gates, ways = (
+        (4, 2 if direction == "bidirectional" else 1)
+        if kind == "LSTM"
+        else (3, 2 if direction == "bidirectional" else 1)
+    )
     steps, batch, size, hidden = 5, 2, 6, 7
     weights = {"w": normal(ways, gates * hidden, size, seed=1), "r": normal(ways, gates * hidden, hidden, seed=2)}
     names = ["x", "w", "r"]
@@ -93,7 +105,9 @@ def test_dft(n: int, length: int, parts: int, inverse: bool, axis: int, opset: i
         shape[axis] = length // 2 + 1
     weights = {"n": np.asarray(length)} | ({"a": np.asarray(axis)} if opset == 20 else {})
     more = {} if opset == 20 else {"axis": axis}
-    node = helper.make_node("DFT", ["x", "n", *(["a"] if opset == 20 else [])], ["y"], inverse=int(inverse), onesided=int(onesided), **more)
+    node = helper.make_node(
+        "DFT", ["x", "n", *(["a"] if opset == 20 else [])], ["y"], inverse=int(inverse), onesided=int(onesided), **more
+    )
     model = model_of([node], {"x": tuple(shape)}, weights, ["y"], opset)
     x = normal(*shape)
     signal = x[..., 0] + (1j * x[..., 1] if parts == 2 else 0)
@@ -158,7 +172,9 @@ def test_a_recurrent_network_runs_everywhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("groups,offset_groups,mask,stride", [(1, 1, True, 1), (2, 2, False, 2), (1, 4, True, 1)])
-def test_deformable_convolution_runs_everywhere(groups: int, offset_groups: int, mask: bool, stride: int, tmp_path: Path) -> None:
+def test_deformable_convolution_runs_everywhere(
+    groups: int, offset_groups: int, mask: bool, stride: int, tmp_path: Path
+) -> None:
     from torchvision.ops import deform_conv2d
 
     x, w, b = normal(1, 8, 9, 10), normal(6, 8 // groups, 3, 3, seed=1), normal(6, seed=2)
@@ -232,7 +248,9 @@ def test_matmul_of_packed_weights(bits: int, tmp_path: Path) -> None:
     packed = integers.astype(np.uint8) if bits == 8 else (integers[:, ::2] | (integers[:, 1::2] << 4)).astype(np.uint8)
     scale = rng.random((n, k // block)).astype(np.float32) / 10
     weights = {"w": packed.reshape(n, k // block, -1), "s": scale.reshape(-1)}
-    node = helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft", K=k, N=n, bits=bits, block_size=block)
+    node = helper.make_node(
+        "MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft", K=k, N=n, bits=bits, block_size=block
+    )
     model = model_of([node], {"x": (1, 5, k)}, weights, ["y"])
     full = (integers - (1 << (bits - 1))) * np.repeat(scale, block, 1)
     x = normal(1, 5, k)

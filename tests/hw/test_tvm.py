@@ -20,7 +20,9 @@ from hw.runtime.tvm.runtime import RUNTIME, fixed
 from hw.runtime.tvm.value import reshaped
 
 
-def network(nodes: list[Any], inputs: dict[str, tuple[int, ...]], weights: dict[str, np.ndarray], out: str = "y") -> onnx.ModelProto:
+def network(
+    nodes: list[Any], inputs: dict[str, tuple[int, ...]], weights: dict[str, np.ndarray], out: str = "y"
+) -> onnx.ModelProto:
     graph = helper.make_graph(
         nodes, "g", [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()],
         [helper.make_tensor_value_info(out, TensorProto.FLOAT, None)], [numpy_helper.from_array(w, n) for n, w in weights.items()],
@@ -56,10 +58,14 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
     channels=st.sampled_from([1, 3, 8, 16, 20]), out=st.sampled_from([3, 16, 24, 58, 80]), height=st.integers(5, 12), width=st.integers(5, 19),
     kernel=st.sampled_from([1, 2, 3]), stride=st.integers(1, 2), pad=st.integers(0, 1), dilation=st.integers(1, 2), bias=st.booleans(),
 )  # fmt: skip
-def test_convolution(channels: int, out: int, height: int, width: int, kernel: int, stride: int, pad: int, dilation: int, bias: bool) -> None:
+def test_convolution(
+    channels: int, out: int, height: int, width: int, kernel: int, stride: int, pad: int, dilation: int, bias: bool
+) -> None:
     weights = {"w": normal(out, channels, kernel, kernel, seed=1)} | ({"b": normal(out, seed=2)} if bias else {})
     nodes = [
-        helper.make_node("Conv", ["x", *weights], ["c"], strides=[stride] * 2, pads=[pad] * 4, dilations=[dilation] * 2),
+        helper.make_node(
+            "Conv", ["x", *weights], ["c"], strides=[stride] * 2, pads=[pad] * 4, dilations=[dilation] * 2
+        ),
         helper.make_node("Relu", ["c"], ["y"]),
     ]
     same(network(nodes, {"x": (1, channels, height, width)}, weights), [normal(1, channels, height, width)])
@@ -74,11 +80,21 @@ def test_groups(groups: int, channels: int, out: int) -> None:
 
 
 @settings(max_examples=15, deadline=None, database=None)
-@given(kernel=st.integers(1, 4), stride=st.integers(1, 3), pad=st.integers(0, 1), extra=st.integers(0, 1), size=st.integers(3, 7))
+@given(
+    kernel=st.integers(1, 4),
+    stride=st.integers(1, 3),
+    pad=st.integers(0, 1),
+    extra=st.integers(0, 1),
+    size=st.integers(3, 7),
+)
 def test_transposed_convolution(kernel: int, stride: int, pad: int, extra: int, size: int) -> None:
     if pad >= kernel or extra >= stride or kernel < stride:
         return
-    nodes = [helper.make_node("ConvTranspose", ["x", "w", "b"], ["y"], strides=[stride] * 2, pads=[pad] * 4, output_padding=[extra] * 2)]
+    nodes = [
+        helper.make_node(
+            "ConvTranspose", ["x", "w", "b"], ["y"], strides=[stride] * 2, pads=[pad] * 4, output_padding=[extra] * 2
+        )
+    ]
     model = network(nodes, {"x": (1, 5, size, size + 1)}, {"w": normal(5, 6, kernel, kernel, seed=1), "b": normal(6)})
     same(model, [normal(1, 5, size, size + 1)])
 
@@ -139,7 +155,9 @@ def test_shuffle_concat_split_pool_and_gate() -> None:
     same(network(nodes, {"x": (1, 3, 12, 12)}, weights), [normal(1, 3, 12, 12)])
 
 
-def quantized(kind: str, channels: int, out: int, size: int, kernel: int, stride: int, groups: int, seed: int) -> tuple[onnx.ModelProto, np.ndarray]:
+def quantized(
+    kind: str, channels: int, out: int, size: int, kernel: int, stride: int, groups: int, seed: int
+) -> tuple[onnx.ModelProto, np.ndarray]:
     """Quantize -> Conv of integers -> Quantize, and the integers that must come out."""
     rng = np.random.default_rng(seed)
     zero = int(rng.integers(100, 140)) if kind == "uint8" else int(rng.integers(-20, 20))
@@ -178,7 +196,9 @@ def quantized(kind: str, channels: int, out: int, size: int, kernel: int, stride
     kind=st.sampled_from(["uint8", "int8"]), channels=st.sampled_from([3, 8, 17, 64]), out=st.sampled_from([8, 24, 32]), size=st.integers(6, 15),
     kernel=st.sampled_from([1, 3]), stride=st.integers(1, 2), deep=st.booleans(), seed=st.integers(0, 99),
 )  # fmt: skip
-def test_integer_convolution_is_exact(kind: str, channels: int, out: int, size: int, kernel: int, stride: int, deep: bool, seed: int) -> None:
+def test_integer_convolution_is_exact(
+    kind: str, channels: int, out: int, size: int, kernel: int, stride: int, deep: bool, seed: int
+) -> None:
     groups = channels if deep else 1
     model, want = quantized(kind, channels, channels if deep else out, size, kernel, stride, groups, seed)
     got, record = run(model, [normal(1, channels, size, size, seed=seed)])
@@ -266,7 +286,11 @@ def test_programs_with_different_threads_take_turns(tmp_path: Path) -> None:
 
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one core")
-    model = network([helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 4)], {"x": (1, 128, 56, 56)}, {"w": normal(256, 128, 3, 3)})
+    model = network(
+        [helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 4)],
+        {"x": (1, 128, 56, 56)},
+        {"w": normal(256, 128, 3, 3)},
+    )
     programs = {}
     for threads in (1, 2):
         place = tmp_path / str(threads)

@@ -33,7 +33,9 @@ class Builder:
     def keep(self, node: onnx.NodeProto) -> None:
         self._nodes.append(node)
 
-    def add(self, op: str, inputs: Sequence[str], out: str = "", domain: str = "", outputs: int = 1, **attributes: Any) -> str:
+    def add(
+        self, op: str, inputs: Sequence[str], out: str = "", domain: str = "", outputs: int = 1, **attributes: Any
+    ) -> str:
         """A node; returns the name of its first output (`out`, or a new one; more outputs are `NAME_1`...)."""
         name = out or self._name(op)
         names = [name, *(f"{name}_{i}" for i in range(1, outputs))]
@@ -57,7 +59,9 @@ class Builder:
         """A constant input. Raises ToolError where it is computed."""
         found = self.array(node.input[index]) if index < len(node.input) else None
         if found is None:
-            raise ToolError(f"input {index} of the {node.op_type} node {node.name!r} must be a constant for this runtime")
+            raise ToolError(
+                f"input {index} of the {node.op_type} node {node.name!r} must be a constant for this runtime"
+            )
         return found
 
     def shape(self, node: onnx.NodeProto, name: str) -> tuple[int, ...]:

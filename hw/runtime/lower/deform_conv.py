@@ -31,7 +31,9 @@ def _deform(b: Builder, node: onnx.NodeProto) -> bool:
     parts = [b.add("Sub", [v, f]) for v, f in zip(where, floors, strict=True)]
     one = b.constant(np.float32(1))
     rests = [b.add("Sub", [one, p]) for p in parts]
-    rows = b.reshape(b.transpose(b.reshape(node.input[0], (n, groups, per, h * w)), [0, 1, 3, 2]), (n * groups * h * w, per))
+    rows = b.reshape(
+        b.transpose(b.reshape(node.input[0], (n, groups, per, h * w)), [0, 1, 3, 2]), (n * groups * h * w, per)
+    )
     first = (np.arange(n * groups) * h * w).reshape(n, groups, 1, 1, 1).astype(np.float32)
     total = ""
     for dy in (0, 1):
@@ -41,11 +43,15 @@ def _deform(b: Builder, node: onnx.NodeProto) -> bool:
                 b.add("Clip", [v, b.constant(np.float32(0)), b.constant(np.float32(size - 1))])
                 for v, size in ((y, h), (x, w))
             )
-            inside = [b.add("Cast", [b.add("Equal", [a, k])], to=onnx.TensorProto.FLOAT) for a, k in ((y, ky_), (x, kx_))]
+            inside = [
+                b.add("Cast", [b.add("Equal", [a, k])], to=onnx.TensorProto.FLOAT) for a, k in ((y, ky_), (x, kx_))
+            ]
             share = b.add("Mul", [(rests, parts)[dy][0], (rests, parts)[dx][1]])
             share = b.add("Mul", [share, b.add("Mul", inside)])
             place = b.add("Add", [b.add("Mul", [ky_, b.constant(np.float32(w))]), kx_])
-            index = b.add("Add", [b.add("Cast", [place], to=onnx.TensorProto.INT64), b.constant(first.astype(np.int64))])
+            index = b.add(
+                "Add", [b.add("Cast", [place], to=onnx.TensorProto.INT64), b.constant(first.astype(np.int64))]
+            )
             read = b.add("Gather", [rows, b.reshape(index, (-1,))], axis=0)
             read = b.reshape(read, (*full, per))
             part = b.add("Mul", [read, b.reshape(share, (*full, 1))])

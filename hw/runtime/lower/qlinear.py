@@ -29,11 +29,15 @@ def _qlinear_conv(b: Builder, node: onnx.NodeProto) -> bool:
     x, xs, xz, w, ws, wz, ys, yz, *bias = node.input
     inputs = [_dequantize(b, x, xs, xz), _dequantize(b, w, ws, wz, 0)]
     if bias and bias[0]:
-        scale = (b.needed(node, 1).reshape(-1).astype(np.float32) * b.needed(node, 4).reshape(-1).astype(np.float32)).astype(np.float32)
+        scale = (
+            b.needed(node, 1).reshape(-1).astype(np.float32) * b.needed(node, 4).reshape(-1).astype(np.float32)
+        ).astype(np.float32)
         values = b.needed(node, 8)
         scale = np.broadcast_to(scale, values.shape).copy()
         inputs.append(
-            b.add("DequantizeLinear", [bias[0], b.constant(scale), b.constant(np.zeros(values.shape, np.int32))], axis=0)
+            b.add(
+                "DequantizeLinear", [bias[0], b.constant(scale), b.constant(np.zeros(values.shape, np.int32))], axis=0
+            )
         )
     out = b.add("Conv", inputs, **{k: v for k in _CONV if (v := attribute(node, k)) is not None})
     b.add("QuantizeLinear", [out, ys, yz], node.output[0])
@@ -92,7 +96,9 @@ def _matmul_nbits(b: Builder, node: onnx.NodeProto) -> bool:
     full = (weight.reshape(n, blocks, block) - zero[:, :, None]).astype(np.float32) * scale[:, :, None]
     out = node.output[0]
     bias = node.input[5] if len(node.input) > 5 else ""
-    product = b.add("MatMul", [node.input[0], b.constant(np.ascontiguousarray(full.reshape(n, -1)[:, :k].T))], "" if bias else out)
+    product = b.add(
+        "MatMul", [node.input[0], b.constant(np.ascontiguousarray(full.reshape(n, -1)[:, :k].T))], "" if bias else out
+    )
     if bias:
         b.add("Add", [product, bias], out)
     return True

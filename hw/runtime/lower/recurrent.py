@@ -25,13 +25,17 @@ def _covered(node: onnx.NodeProto) -> None:
             raise ToolError(f"the {node.op_type} node {node.name!r} uses {what!r}, which this runtime cannot run")
     named = attribute(node, "activations")
     usual = [b"Sigmoid", b"Tanh"] + ([b"Tanh"] if node.op_type == "LSTM" else [])
-    if named is not None and [x if isinstance(x, bytes) else x.encode() for x in named] != usual * (len(named) // len(usual)):
+    if named is not None and [x if isinstance(x, bytes) else x.encode() for x in named] != usual * (
+        len(named) // len(usual)
+    ):
         raise ToolError(f"the {node.op_type} node {node.name!r} has other activations than sigmoid and tanh")
     if _input(node, 4) or _input(node, 7) or attribute(node, "layout", 0) or attribute(node, "input_forget", 0):
         raise ToolError(f"the {node.op_type} node {node.name!r} uses sequence lengths, peepholes or batch-first layout")
 
 
-def _recurrent(b: Builder, node: onnx.NodeProto, gates: int, make: Callable[[Builder, onnx.NodeProto, int, int], Step]) -> bool:
+def _recurrent(
+    b: Builder, node: onnx.NodeProto, gates: int, make: Callable[[Builder, onnx.NodeProto, int, int], Step]
+) -> bool:
     _covered(node)
     steps, batch, _ = b.shape(node, node.input[0])
     w = b.needed(node, 1)

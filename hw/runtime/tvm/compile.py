@@ -1,4 +1,4 @@
-"""Child process of the TVM runtime: `python -m hw.runtime.tvm.compile MODEL.onnx FOLDER [MACHINE.json]`.
+"""Child process of the TVM runtime: `python -m hw.runtime.tvm.compile MODEL.onnx FOLDER [DATABASE.json]`.
 
 LLVM can take very long over a badly scheduled kernel, or die of it; the parent stops this process then.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from hw.runtime.tvm.graph import Graph
 from hw.runtime.tvm.machine import Machine, host
 from hw.runtime.tvm.prepare import prepare
 from hw.runtime.tvm.schedule import Kernel, schedule_module
+from hw.runtime.tvm.tune import read
 
 REFUSED = "refused: "
 LIBRARY, RECORD = "model.so", "kernels.json"
@@ -73,9 +74,14 @@ def build(model: onnx.ModelProto, machine: Machine) -> tuple[Any, dict[str, Any]
     start = time.perf_counter()
     module, kernels, said = lower(model, machine)
     lowered = time.perf_counter()
-    executable = tvm.compile(module, target=machine.tvm_target(), relax_pipeline=tvm.transform.module_pass(lambda m, _: pipeline(m), opt_level=0))
+    executable = tvm.compile(
+        module,
+        target=machine.tvm_target(),
+        relax_pipeline=tvm.transform.module_pass(lambda m, _: pipeline(m), opt_level=0),
+    )
     record = {
-        "machine": asdict(machine),
+        "machine": {"name": machine.name, "target": machine.target},
+        "tuned_tiles": len(machine.tiles),
         "kernels": [asdict(k) for k in kernels],
         **said,
         "lower_s": lowered - start,
@@ -84,8 +90,9 @@ def build(model: onnx.ModelProto, machine: Machine) -> tuple[Any, dict[str, Any]
     return executable, record
 
 
-def main(source: str, folder: str, machine: str = "") -> int:
-    chosen = Machine(**json.loads(Path(machine).read_text())) if machine else host()
+def main(source: str, folder: str, database: str = "") -> int:
+    machine = host()
+    chosen = replace(machine, tiles=read(Path(database), machine)) if database else machine
     try:
         executable, record = build(onnx.load(source), chosen)
     except ToolError as error:

@@ -99,7 +99,13 @@ class Graph:
         return Value(variable, tuple(int(s) for s in shape), tuple(perm), dtype or str(variable.ty.dtype))
 
     def kernel(
-        self, function: Callable[..., Any], inputs: Sequence[Any], shape: Sequence[int], perm: Sequence[int], name: str, pattern: int = HEAVY
+        self,
+        function: Callable[..., Any],
+        inputs: Sequence[Any],
+        shape: Sequence[int],
+        perm: Sequence[int],
+        name: str,
+        pattern: int = HEAVY,
     ) -> Value:
         """A Value computed by a tensor expression over stored inputs (Relax expressions or arrays)."""
         arguments = [self.const(i) if isinstance(i, np.ndarray) else i for i in inputs]
@@ -143,7 +149,9 @@ class Graph:
         shape = tuple(value.shape[a] for a in perm)
         if isinstance(value.data, np.ndarray):
             onnx_order = value.data.transpose(np.argsort(value.perm)) if value.perm else value.data
-            return Value(np.ascontiguousarray(onnx_order.transpose(perm)), value.shape, perm, value.dtype, value.quantized)
+            return Value(
+                np.ascontiguousarray(onnx_order.transpose(perm)), value.shape, perm, value.dtype, value.quantized
+            )
         if same_memory(value.shape, value.perm, perm):
             data = self.builder.emit(self.relax.op.reshape(value.data, shape))
         else:
@@ -187,9 +195,13 @@ class Graph:
             listed.extend(inputs)
             result = self._importer._convert_operator(node.op, listed, attributes, self.opset)
         except (NotImplementedError, tvm.error.OpNotImplemented) as error:
-            raise ToolError(f"TVM has no operator {node.op} (node {node.name!r}); run this model on onnxruntime") from error
+            raise ToolError(
+                f"TVM has no operator {node.op} (node {node.name!r}); run this model on onnxruntime"
+            ) from error
         except (ValueError, TypeError, AttributeError, KeyError, AssertionError, RuntimeError) as error:
-            raise ToolError(f"TVM cannot import the {node.op} node {node.name!r}: {str(error).strip()[:200]}") from error
+            raise ToolError(
+                f"TVM cannot import the {node.op} node {node.name!r}: {str(error).strip()[:200]}"
+            ) from error
         self.fallbacks[node.op] = self.fallbacks.get(node.op, 0) + 1
         if isinstance(result, (list, tuple)):
             results = list(result)
@@ -230,7 +242,9 @@ class Graph:
         variable = self.builder.emit(expr)
         kind = variable.ty
         if not hasattr(kind, "dtype") or getattr(kind, "shape", None) is None:
-            raise ToolError(f"TVM: the {node.op} node {node.name!r} has no fixed shape; give the model fixed input shapes")
+            raise ToolError(
+                f"TVM: the {node.op} node {node.name!r} has no fixed shape; give the model fixed input shapes"
+            )
         try:
             shape = tuple(int(s) for s in kind.shape)
         except TypeError as error:

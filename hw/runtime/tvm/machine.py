@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,8 @@ from typing import Any
 class Machine:
     """lanes: float32 values of a vector register. tile, large: vector registers that a tile's sums may take, where windows
     slide and where they do not. dot: the instruction of u8 x s8 sums of four
-    (`vnni512`, `vnni256`, '' for none). target: TVM's target as a dict."""
+    (`vnni512`, `vnni256`, '' for none). target: TVM's target as a dict. tiles: tuned
+    tiles by workload (tune.py). asked: told of every workload as it is met."""
 
     name: str
     lanes: int
@@ -18,7 +20,8 @@ class Machine:
     large: int
     dot: str = ""
     target: dict[str, Any] = field(default_factory=dict)
-    march: str = ""
+    tiles: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    asked: Callable[[str, tuple[Any, ...]], None] | None = field(default=None, compare=False)
 
     def tvm_target(self) -> Any:
         import tvm
@@ -27,7 +30,9 @@ class Machine:
 
 
 X86 = (
-    Machine("avx512-vnni", 16, 16, 21, "vnni512", {"kind": "llvm", "mcpu": "cascadelake", "mattr": ["-prefer-256-bit"]}),
+    Machine(
+        "avx512-vnni", 16, 16, 21, "vnni512", {"kind": "llvm", "mcpu": "cascadelake", "mattr": ["-prefer-256-bit"]}
+    ),
     Machine("avx512", 16, 16, 21, "", {"kind": "llvm", "mcpu": "skylake-avx512", "mattr": ["-prefer-256-bit"]}),
     Machine("avx2", 8, 12, 12, "", {"kind": "llvm", "mcpu": "haswell"}),
 )

@@ -53,7 +53,7 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"],
                 disabled_optimizers=["ConstantSharing", "MatMulAddFusion", "ReluClipFusion"],
             )  # fmt: skip
-        except Exception as error:  # noqa: BLE001 - ONNX Runtime raises its own classes; whatever it refuses is imported unfolded
+        except Exception as error:
             if out.is_file():
                 raise ToolError(f"ONNX Runtime could not fold the model's constants: {str(error)[:200]}") from error
             return model

@@ -19,6 +19,7 @@ from deploy.tools import Tool, run
 from hw.runtime.base import LayerTime
 
 COMPILE_SECONDS = 300
+TUNE_GRACE = 120  # import, and the kernel that is being timed when the time is up
 _PYTHON = Tool(sys.executable)
 
 
@@ -46,7 +47,7 @@ def open_shapes(model: onnx.ModelProto) -> bool:
     return any(d.dim_value < 1 for i in _inputs(model) for d in i.type.tensor_type.shape.dim)
 
 
-def compile_library(model: onnx.ModelProto, work: Path) -> tuple[Path, dict[str, Any]]:
+def compile_library(model: onnx.ModelProto, work: Path, database: str = "") -> tuple[Path, dict[str, Any]]:
     """The library of a model for this machine, and the record of its kernels. Raises ToolError with the child's last lines."""
     from hw.runtime.tvm.compile import LIBRARY, RECORD, REFUSED
 
@@ -57,7 +58,7 @@ def compile_library(model: onnx.ModelProto, work: Path) -> tuple[Path, dict[str,
     try:
         run(
             _PYTHON,
-            ["-m", "hw.runtime.tvm.compile", str(source), str(work)],
+            ["-m", "hw.runtime.tvm.compile", str(source), str(work), *([database] if database else [])],
             cwd=work,
             log=log,
             outputs=(work / LIBRARY, work / RECORD),
@@ -84,7 +85,7 @@ def use_threads(count: int) -> None:
 class TvmProgram:
     """A compiled library in TVM's virtual machine. A model with open dimensions is compiled once for every shape that arrives."""
 
-    def __init__(self, model: onnx.ModelProto, threads: int, work: Path) -> None:
+    def __init__(self, model: onnx.ModelProto, threads: int, work: Path, database: str = "") -> None:
         # before TVM's first call: without these it takes half of the cores, and binds this thread to some of them
         os.environ.setdefault("TVM_NUM_THREADS", str(max(threads, len(os.sched_getaffinity(0)))))
         os.environ["TVM_BIND_THREADS"] = "0"
@@ -93,7 +94,7 @@ class TvmProgram:
         self._tvm: Any = tvm
         self._threads = threads
         self.library: Path | None = None
-        self._model, self._work = model, work
+        self._model, self._work, self._database = model, work, database
         self._machines: dict[tuple[tuple[int, ...], ...], Any] = {}
         self.record: dict[str, Any] = {}
         if not open_shapes(model):
@@ -104,7 +105,7 @@ class TvmProgram:
         if key not in self._machines:
             folder = self._work / f"shape{len(self._machines)}"
             folder.mkdir(exist_ok=True)
-            library, self.record = compile_library(fixed(self._model, shapes), folder)
+            library, self.record = compile_library(fixed(self._model, shapes), folder, self._database)
             self.library = self.library or library
             self._machines[key] = self._tvm.relax.VirtualMachine(
                 self._tvm.runtime.load_module(str(library)), self._tvm.cpu()
@@ -166,10 +167,29 @@ class TvmRuntime:
             else "TVM is not installed; pip install 'deploy-toolchain[tvm]'"
         )
 
-    def load(self, model: onnx.ModelProto, threads: int, work: Path) -> TvmProgram:
+    def load(self, model: onnx.ModelProto, threads: int, work: Path, database: str = "") -> TvmProgram:
+        """database: a file of tuned tiles ('' for the rules alone)."""
         if self.missing():
             raise ToolError(self.missing())
-        return TvmProgram(model, threads, work)
+        return TvmProgram(model, threads, work, database)
+
+    def tune(self, model: onnx.ModelProto, database: Path, seconds: float, work: Path) -> dict[str, int]:
+        """Tune the tiles of a model into `database` in a child process; returns how many workloads were tried and won.
+
+        Raises ToolError where the child dies or does not end in time.
+        """
+        source, log = work / "tune.onnx", work / "tune.log"
+        source.write_bytes(model.SerializeToString())
+        database.parent.mkdir(parents=True, exist_ok=True)
+        run(
+            _PYTHON,
+            ["-m", "hw.runtime.tvm.tune", str(source), str(database), str(seconds)],
+            cwd=work,
+            log=log,
+            timeout=seconds + TUNE_GRACE,
+        )
+        found: dict[str, int] = json.loads([x for x in log.read_text().splitlines() if x.startswith("{")][-1])
+        return found
 
 
 RUNTIME = TvmRuntime()

@@ -57,7 +57,11 @@ def schedule_kernel(function: Any, machine: Machine) -> tuple[Any, str, str]:
             why = why or f"{rule.__name__.rsplit('.', 1)[-1]}: {_line(error)}"
             continue
         body = sch.mod["main"]
-        return tvm.tirx.PrimFunc(body.params, body.body, body.ret_type, function.attrs), rule.__name__.rsplit(".", 1)[-1], why
+        return (
+            tvm.tirx.PrimFunc(body.params, body.body, body.ret_type, function.attrs),
+            rule.__name__.rsplit(".", 1)[-1],
+            why,
+        )
     return function, "plain loops", why
 
 

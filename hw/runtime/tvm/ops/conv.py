@@ -76,7 +76,7 @@ def conv_op(g: Graph, node: Node) -> Value | None:
     groups = node.get("group", 1)
     build: Any
     if groups == 1:
-        t = conv.tile_for(out, w.shape, g.machine)
+        t = conv.tile_for(source.stored, w.shape, out, (strides, pads, dilations), g.machine)
         packed, build, name = conv.pack(w, t), conv.compute(out, t, strides, pads, dilations), "conv"
     elif w.shape[1] == 1:
         d = depthwise.tile_for(out, g.machine)

@@ -47,10 +47,10 @@ def deconv_op(g: Graph, node: Node) -> Value | None:
         return None
     w = weight.data
     strides = list(node.get("strides", [1, 1]))
-    pads = list(node.get("pads", [0] * 4))
+    cut = list(node.get("pads", [0] * 4))
     extra = list(node.get("output_padding", [0, 0]))
     if (
-        strides[0] != strides[1] or pads[0] != pads[1] or w.shape[2] != w.shape[3] or list(node.get("dilations", [1, 1])) != [1, 1]
+        strides[0] != strides[1] or cut[0] != cut[1] or w.shape[2] != w.shape[3] or list(node.get("dilations", [1, 1])) != [1, 1]
         or node.get("auto_pad", "NOTSET") != "NOTSET" or node.get("output_shape") is not None
         or (node.get("group", 1) > 1 and w.shape[0] > 64 * 64)
     ):  # fmt: skip
@@ -58,16 +58,17 @@ def deconv_op(g: Graph, node: Node) -> Value | None:
     stride, groups = strides[0], node.get("group", 1)
     source, (n, _, height, width) = image(g, x)
     o = w.shape[1] * groups
-    sizes = [(s - 1) * stride - pads[i] - pads[i + 2] + w.shape[2 + i] + extra[i] for i, s in enumerate((height, width))]
-    grown, front, _ = phases(np.ascontiguousarray(w), groups, stride, pads[0])
+    sizes = [(s - 1) * stride - cut[i] - cut[i + 2] + w.shape[2 + i] + extra[i] for i, s in enumerate((height, width))]
+    grown, front, _ = phases(np.ascontiguousarray(w), groups, stride, cut[0])
     rows = [-(-s // stride) for s in sizes]
     span = grown.shape[2]
     behind = [r + span - 1 - front - s for r, s in zip(rows, (height, width), strict=True)]
     if min(front, *behind) < 0:
         return None
     out = (n, rows[0], rows[1], stride * stride * o)
-    tile = conv.tile_for(out, grown.shape, g.machine)
-    build = conv.compute(out, tile, [1, 1], [front, front, behind[0], behind[1]], [1, 1])
+    pads = [front, front, behind[0], behind[1]]
+    tile = conv.tile_for(source.stored, grown.shape, out, ([1, 1], pads, [1, 1]), g.machine)
+    build = conv.compute(out, tile, [1, 1], pads, [1, 1])
     value = g.kernel(build, [g.expr(source), conv.pack(grown, tile)], (n, out[3], rows[0], rows[1]), NHWC, "conv")
     op = g.relax.op
     data = g.builder.emit(op.reshape(value.data, (n, rows[0], rows[1], stride, stride, o)))

@@ -125,8 +125,8 @@ def where(g: Graph, node: Node) -> Value:
 
 
 OPS = {
-    **{name: unary for name in _UNARY},
-    **{name: binary for name in _BINARY},
+    **dict.fromkeys(_UNARY, unary),
+    **dict.fromkeys(_BINARY, binary),
     "Sigmoid": sigmoid,
     "Clip": clip,
     "HardSigmoid": hard_sigmoid,

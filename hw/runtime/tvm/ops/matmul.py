@@ -21,7 +21,7 @@ def times_weight(g: Graph, left: Value, weight: np.ndarray) -> Value:
     data = g.expr(left)
     if len(left.shape) == 1:
         data = g.builder.emit(g.relax.op.reshape(data, shape))
-    tile = matmul.tile_for(shape[-2], weight.shape[1], weight.shape[0], g.machine)
+    tile = matmul.tile_for(shape, weight.shape[1], g.machine)
     out = (*shape[:-1], weight.shape[1])
     result = g.kernel(
         matmul.compute(shape, weight.shape[1], tile), [data, matmul.pack(weight, tile)], out, range(len(out)), "matmul"
@@ -49,7 +49,7 @@ def times(g: Graph, a: Value, b: Value) -> Value:
     """[*batch, M, K] x [*batch, K, N], the right side packed first."""
     rank = max(len(a.shape), len(b.shape))
     a, b = (lifted(g, v, rank) for v in (g.plain(a), g.plain(b)))
-    tile = matmul.tile_for(a.shape[-2], b.shape[-1], b.shape[-2], g.machine)
+    tile = matmul.tile_for(a.shape, b.shape[-1], g.machine)
     packed_shape = (*b.shape[:-2], tile.columns // tile.width, b.shape[-2], tile.width)
     packed = g.kernel(
         matmul.pack_kernel(b.shape, tile), [g.expr(b)], packed_shape, range(len(packed_shape)), "matmul_pack", pattern=2
@@ -58,7 +58,9 @@ def times(g: Graph, a: Value, b: Value) -> Value:
     lead = [max(x, y) for x, y in zip(a.shape[:-2], batch, strict=True)]
     out = (*lead, a.shape[-2], b.shape[-1])
     if not batch:
-        return g.kernel(matmul.compute(a.shape, b.shape[-1], tile), [g.expr(a), packed.data], out, range(rank), "matmul")
+        return g.kernel(
+            matmul.compute(a.shape, b.shape[-1], tile), [g.expr(a), packed.data], out, range(rank), "matmul"
+        )
     return g.kernel(
         matmul.compute(a.shape, b.shape[-1], tile, batch), [g.expr(a), packed.data], out, range(rank), "matmul"
     )

@@ -37,10 +37,14 @@ def round_kernel(kind: str, scale: float, zero: int, divide: bool) -> Any:
 
         def one(*i: Any) -> Any:
             value = x(*i) / step if divide else x(*i) * step
-            return te.max(
-                te.min(tirx.nearbyint(value) + tirx.const(zero, "float32"), tirx.const(high, "float32")),
-                tirx.const(low, "float32"),
-            ).astype("int32").astype(kind)
+            return (
+                te.max(
+                    te.min(tirx.nearbyint(value) + tirx.const(zero, "float32"), tirx.const(high, "float32")),
+                    tirx.const(low, "float32"),
+                )
+                .astype("int32")
+                .astype(kind)
+            )
 
         return te.compute(x.shape, one, "quantize")
 
@@ -112,7 +116,11 @@ def unsigned(g: Graph, x: Value) -> tuple[Value, float, int] | None:
         lambda v: te.compute(v.shape, lambda *i: (v(*i).astype("int16") + 128).astype("uint8"), "unsigned"),
         [x.data], x.shape, x.perm, "unsigned", pattern=0,
     )  # fmt: skip
-    return Value(moved.data, x.shape, x.perm, "uint8", Quantized(q.scale, np.asarray(zero + 128), -1)), scale, zero + 128
+    return (
+        Value(moved.data, x.shape, x.perm, "uint8", Quantized(q.scale, np.asarray(zero + 128), -1)),
+        scale,
+        zero + 128,
+    )
 
 
 def signed_weight(value: Value) -> tuple[np.ndarray, np.ndarray] | None:
@@ -206,7 +214,7 @@ def conv_int(g: Graph, node: Node) -> Value | None:
     shape = (out[0], out[3], out[1], out[2])
     groups = node.get("group", 1)
     if groups == 1:
-        tile = qconv.tile_for(out, w.shape, g.machine)
+        tile = qconv.tile_for(source.stored, w.shape, out, (strides, pads, dilations), g.machine)
         build = qconv.compute(out, tile, strides, pads, dilations, zero, dot.factor(g.machine))
         sums = g.kernel(build, [source.data, qconv.pack(w, tile)], shape, NHWC, "qconv")
         bias = bias - zero * w.astype(np.int64).sum((1, 2, 3))
@@ -226,7 +234,7 @@ def conv_int(g: Graph, node: Node) -> Value | None:
 
 def product_of(g: Graph, data: Any, shape: tuple[int, ...], weight: np.ndarray) -> Value:
     """u8 [.., M, K] x s8 [K, N] -> i32 [.., M, N]."""
-    tile = qmatmul.tile_for(shape[-2], weight.shape[1], weight.shape[0], g.machine)
+    tile = qmatmul.tile_for(shape, weight.shape[1], g.machine)
     out = (*shape[:-1], weight.shape[1])
     build = qmatmul.compute(shape, weight.shape[1], tile, dot.factor(g.machine))
     return g.kernel(build, [data, qmatmul.pack(weight, tile)], out, range(len(out)), "qmatmul")
@@ -248,7 +256,9 @@ def matmul_int(g: Graph, node: Node) -> Value | None:
     unit = np.float32(x_scale) * w_scale
     if unit.size not in (1, w.shape[1]):
         return None
-    bias = bias_of(g, node, unit.astype(np.float64), w.shape[1]) if node.op == "Gemm" else np.zeros(w.shape[1], np.int64)
+    bias = (
+        bias_of(g, node, unit.astype(np.float64), w.shape[1]) if node.op == "Gemm" else np.zeros(w.shape[1], np.int64)
+    )
     if bias is None:
         return None
     x = g.ordered(x, range(len(x.shape)), keep=True)
@@ -297,12 +307,16 @@ def dynamic(g: Graph, node: Node) -> list[Value]:
     def round_all(v: Any, s: Any, z: Any) -> Any:
         return te.compute(
             v.shape,
-            lambda *i: te.max(
-                te.min(
-                    tirx.nearbyint(v(*i) / tirx.Select(s[0] == f(0), f(1), s[0])) + z[0].astype("float32"), f(255)
-                ),
-                f(0),
-            ).astype("int32").astype("uint8"),
+            lambda *i: (
+                te.max(
+                    te.min(
+                        tirx.nearbyint(v(*i) / tirx.Select(s[0] == f(0), f(1), s[0])) + z[0].astype("float32"), f(255)
+                    ),
+                    f(0),
+                )
+                .astype("int32")
+                .astype("uint8")
+            ),
             "dynamic_quantize",
         )
 

@@ -123,7 +123,7 @@ def global_pool(g: Graph, node: Node) -> Value:
 
 
 OPS = {
-    **{name: reduce_op for name in (*_REDUCE, "ReduceL2", "ReduceSumSquare")},
+    **dict.fromkeys((*_REDUCE, "ReduceL2", "ReduceSumSquare"), reduce_op),
     "Softmax": softmax, "LayerNormalization": layer_norm, "BatchNormalization": batch_norm,
     "MaxPool": pool, "AveragePool": pool, "GlobalAveragePool": global_pool, "GlobalMaxPool": global_pool,
 }  # fmt: skip

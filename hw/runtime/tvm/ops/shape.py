@@ -22,7 +22,9 @@ def transpose(g: Graph, node: Node) -> Value:
     shape = tuple(x.shape[p] for p in perm)
     order = tuple(perm.index(a) for a in x.perm)
     if isinstance(x.data, np.ndarray) and x.plain:
-        return Value(np.ascontiguousarray(x.data.transpose(perm)), shape, tuple(range(len(shape))), x.dtype, _moved(x, perm))
+        return Value(
+            np.ascontiguousarray(x.data.transpose(perm)), shape, tuple(range(len(shape))), x.dtype, _moved(x, perm)
+        )
     return Value(x.data, shape, order, x.dtype, _moved(x, perm))
 
 

@@ -40,9 +40,16 @@ def padded(x: Any, pads: Sequence[int], value: Any = 0.0) -> Any:
     )
 
 
-def tile_for(out: Sequence[int], weight: Sequence[int], machine: Machine) -> Tile:
-    """out: [N, H, W, C] of the output; weight: [O, I, KH, KW]. A kernel of one pixel has sums enough in flight for a larger tile."""
-    return pick(out[2], out[3], machine, math.prod(weight[1:]), machine.large if weight[2:] == (1, 1) else machine.tile)
+def tile_for(
+    image: Sequence[int], weight: Sequence[int], out: Sequence[int], geometry: Sequence[Sequence[int]], machine: Machine
+) -> Tile:
+    """image, out: [N, H, W, C] of input and output; weight: [O, I, KH, KW]; geometry: strides, pads, dilations.
+
+    A kernel of one pixel has sums enough in flight for a larger tile.
+    """
+    shapes = tuple(tuple(int(v) for v in s) for s in (image, weight, out, *geometry))
+    limit = machine.large if tuple(weight[2:]) == (1, 1) else machine.tile
+    return pick("conv", shapes, out[2], out[3], machine, math.prod(weight[1:]), limit)
 
 
 def compute(
@@ -97,4 +104,3 @@ def schedule(sch: Any, machine: Machine) -> None:
     nest(sch, machine, ANCHOR, last, order, sums, xi, fi, lanes, work)
     if "conv_pad" in names(sch):
         spatial(sch, sch.get_sblock("conv_pad"), machine)
-

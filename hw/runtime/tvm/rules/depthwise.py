@@ -9,7 +9,7 @@ import numpy as np
 
 from hw.runtime.tvm.machine import Machine
 from hw.runtime.tvm.rules.conv import padded
-from hw.runtime.tvm.rules.tile import Tile, divisors, extent, inline_behind, lanes_of, names, nest, spatial
+from hw.runtime.tvm.rules.tile import Tile, divisors, extent, inline_behind, lanes_of, names, nest
 
 ANCHOR = "depthwise_sum"
 COLUMNS = 8
@@ -23,7 +23,12 @@ def tile_for(out: Sequence[int], machine: Machine) -> Tile:
 
 
 def compute(
-    out: Sequence[int], tile: Tile, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], repeat: int = 1,
+    out: Sequence[int],
+    tile: Tile,
+    strides: Sequence[int],
+    pads: Sequence[int],
+    dilations: Sequence[int],
+    repeat: int = 1,
     zero: int = 0,
 ) -> Any:
     """(image [N, H, W, C], weight [KH, KW, C * repeat]) -> [N, H', W', C * repeat].
@@ -69,6 +74,8 @@ def schedule(sch: Any, machine: Machine) -> None:
     b, y, xo, xi, fo, fi, ry, rx = loops
     shape = [extent(sch, x) for x in loops]
     few = shape[6] * shape[7] <= 25
-    nest(sch, machine, ANCHOR, last, [b, y, xo, fo], [ry, rx], xi, fi, shape[5], int(np.prod(shape)), unroll_reduce=few)
-    if "conv_pad" in names(sch):
-        spatial(sch, sch.get_sblock("conv_pad"), machine)
+    padded_here = "conv_pad" in names(sch)
+    nest(
+        sch, machine, ANCHOR, last, [b, fo, y, xo], [ry, rx], xi, fi, shape[5], int(np.prod(shape)), unroll_reduce=few,
+        border=fo if padded_here else None,
+    )  # fmt: skip

@@ -22,8 +22,10 @@ def pack(weight: np.ndarray, tile: Tile) -> np.ndarray:
     return np.ascontiguousarray(full.reshape(k, -1, tile.width).transpose(1, 0, 2))
 
 
-def tile_for(rows: int, columns: int, depth: int, machine: Machine) -> Tile:
-    return pick(rows, columns, machine, depth, machine.large)
+def tile_for(left: Sequence[int], columns: int, machine: Machine) -> Tile:
+    """left: [*lead, M, K]."""
+    shapes = (tuple(int(v) for v in left), (int(columns),))
+    return pick("matmul", shapes, left[-2], columns, machine, left[-1], machine.large)
 
 
 def pack_kernel(shape: Sequence[int], tile: Tile) -> Any:

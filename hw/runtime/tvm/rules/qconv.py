@@ -15,9 +15,16 @@ from hw.runtime.tvm.rules.tile import Tile, extent, halves, inline_behind, lanes
 ANCHOR = "qconv_sum"
 
 
-def tile_for(out: Sequence[int], weight: Sequence[int], machine: Machine) -> Tile:
-    """out: [N, H, W, C] of the output; weight: [O, I, KH, KW]. A weight is a byte, so panels may be wider."""
-    return pick(out[2], out[3], machine, math.prod(weight[1:]), machine.large if weight[2:] == (1, 1) else machine.tile, 1)
+def tile_for(
+    image: Sequence[int], weight: Sequence[int], out: Sequence[int], geometry: Sequence[Sequence[int]], machine: Machine
+) -> Tile:
+    """image, out: [N, H, W, C] of input and output; weight: [O, I, KH, KW]; geometry: strides, pads, dilations.
+
+    A weight is a byte, so panels may be wider.
+    """
+    shapes = tuple(tuple(int(v) for v in s) for s in (image, weight, out, *geometry))
+    limit = machine.large if tuple(weight[2:]) == (1, 1) else machine.tile
+    return pick("qconv", shapes, out[2], out[3], machine, math.prod(weight[1:]), limit, 1)
 
 
 def pack(weight: np.ndarray, tile: Tile) -> np.ndarray:
@@ -35,7 +42,9 @@ def padded(x: Any, pads: Sequence[int], zero: int) -> Any:
     n, h, w, c = (int(s) for s in x.shape)
     if not any(pads) and c % 4 == 0:
         return x
-    top, left, bottom, right = pads  # channels that are filled up meet weights of zero: what stands in them does not matter
+    top, left, bottom, right = (
+        pads  # channels that are filled up meet weights of zero: what stands in them does not matter
+    )
     return te.compute(
         (n, h + top + bottom, w + left + right, -(-c // 4) * 4),
         lambda b, i, j, k: te.if_then_else(
@@ -48,7 +57,13 @@ def padded(x: Any, pads: Sequence[int], zero: int) -> Any:
 
 
 def compute(
-    out: Sequence[int], tile: Tile, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], zero: int, half: str
+    out: Sequence[int],
+    tile: Tile,
+    strides: Sequence[int],
+    pads: Sequence[int],
+    dilations: Sequence[int],
+    zero: int,
+    half: str,
 ) -> Any:
     """(image [N, H, W, I] u8, panels) -> [N, H', W', O] i32: sums of products, the zero point not yet taken off.
 
@@ -76,7 +91,9 @@ def compute(
                     y * strides[0] + ry * dilations[0],
                     column(xo, xi) * strides[1] + rx * dilations[1],
                     rc * 4 + ri,
-                ].astype(half).astype("int32")
+                ]
+                .astype(half)
+                .astype("int32")
                 * weight[fo, ry, rx, rc, fi, ri].astype(half).astype("int32"),
                 axis=[ry, rx, rc, ri],
             ),

@@ -14,8 +14,10 @@ from hw.runtime.tvm.rules.tile import Tile, extent, halves, inline_behind, lanes
 ANCHOR = "qmatmul_sum"
 
 
-def tile_for(rows: int, columns: int, depth: int, machine: Machine) -> Tile:
-    return pick(rows, columns, machine, depth, machine.large, 1)
+def tile_for(left: Sequence[int], columns: int, machine: Machine) -> Tile:
+    """left: [*lead, M, K]."""
+    shapes = (tuple(int(v) for v in left), (int(columns),))
+    return pick("qmatmul", shapes, left[-2], columns, machine, left[-1], machine.large, 1)
 
 
 def pack(weight: np.ndarray, tile: Tile) -> np.ndarray:
@@ -40,7 +42,9 @@ def compute(left: Sequence[int], columns: int, tile: Tile, half: str) -> Any:
             *at, mo, mi, fo, fi = index
             row = mo * step + mi if whole else te.min(mo * step + mi, rows - 1)
             return te.sum(
-                x(*at, row, k * 4 + ri).astype(half).astype("int32") * weight(fo, k, fi, ri).astype(half).astype("int32"), axis=[k, ri]
+                x(*at, row, k * 4 + ri).astype(half).astype("int32")
+                * weight(fo, k, fi, ri).astype(half).astype("int32"),
+                axis=[k, ri],
             )
 
         total = te.compute((*lead, tile.count, step, tile.columns // span, span), sums, ANCHOR)

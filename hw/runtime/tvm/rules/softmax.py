@@ -48,7 +48,9 @@ def compute(shape: Sequence[int], lanes: int) -> Any:
             k = te.reduce_axis((0, n), "k")
             return te.compute(tuple(rows), lambda *i: reducer(x(*i, k), axis=k), f"softmax_{name}")
         q = te.reduce_axis((0, whole), "q")
-        part = te.compute((*rows, lanes), lambda *i: reducer(x(*i[:-1], q * lanes + i[-1]), axis=q), f"softmax_{name}_lanes")
+        part = te.compute(
+            (*rows, lanes), lambda *i: reducer(x(*i[:-1], q * lanes + i[-1]), axis=q), f"softmax_{name}_lanes"
+        )
         k = te.reduce_axis((0, lanes + rest), "k")
         last = lambda *i: (  # noqa: E731 - an expression
             part(*i, k)

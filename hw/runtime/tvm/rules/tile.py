@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,20 +46,21 @@ class Tile:
 PANEL = 768 * 1024  # bytes of weights of one panel that stay in a second-level cache
 
 
-def pick(rows: int, columns: int, machine: Machine, depth: int = 1, registers: int = 0, size: int = 4) -> Tile:
-    """The cheapest tile for an output of `rows` x `columns`: sums, loads and idle registers per value, with what padding wastes.
+def candidates(
+    rows: int, columns: int, machine: Machine, depth: int = 1, registers: int = 0, size: int = 4
+) -> list[Tile]:
+    """Tiles for an output of `rows` x `columns`, the cheapest first: sums, loads and idle registers per value, with what padding wastes.
 
     depth: products per sum, `size`: bytes of a weight; together they say whether a panel of weights stays in the cache. registers: sums at most,
     else the machine's. A sum of one vector per row loads as often as it multiplies; the weights of the terms are fitted to measurements.
     """
     limit = registers or machine.tile
-    best: tuple[float, Tile] | None = None
+    found: list[tuple[float, Tile]] = []
     for lanes in dict.fromkeys(x for x in (machine.lanes, machine.lanes // 2, 4) if x >= 4):
         padded = -(-columns // lanes) * lanes
         for vectors in range(1, 9):
             panels = -(-padded // (vectors * lanes))
             full = panels * vectors * lanes
-            cut = full != columns and panels > 1
             for row in range(1, min(limit // vectors, rows) + 1):
                 count = -(-rows // row)
                 waste = full / columns * (count * row) / rows
@@ -66,16 +68,33 @@ def pick(rows: int, columns: int, machine: Machine, depth: int = 1, registers: i
                     waste *= 1.03
                 if columns % lanes:
                     waste *= 2.0  # sums are read in other vectors than they were made in, and leave the registers
-                elif cut:
+                elif full != columns and panels > 1:
                     waste *= 1.02
                 waste *= 1 + 0.15 * max(0.0, math.log2(depth * vectors * lanes * size / PANEL))
                 sums = row * vectors
                 cost = waste / lanes * (1 + 0.9 / row + 0.7 / vectors) * max(1.0, (8 / sums) ** 0.7)
-                if best is None or cost < best[0] - 1e-12:
-                    best = cost, Tile(row, vectors, lanes, full, count)
-    if best is None:
-        raise ValueError(f"no tile for {rows} x {columns}")
-    return best[1]
+                found.append((cost, Tile(row, vectors, lanes, full, count)))
+    return [t for _, t in sorted(found, key=lambda x: x[0])]
+
+
+def pick(
+    kind: str,
+    shapes: tuple[Any, ...],
+    rows: int,
+    columns: int,
+    machine: Machine,
+    depth: int = 1,
+    registers: int = 0,
+    size: int = 4,
+) -> Tile:
+    """The tuned tile of a workload, else the cheapest candidate."""
+    if machine.asked is not None:
+        machine.asked(kind, shapes)
+    if machine.tiles:
+        tuned = machine.tiles.get(f"{kind} {json.dumps(shapes)}".replace('"', ""))
+        if isinstance(tuned, Tile):
+            return tuned
+    return candidates(rows, columns, machine, depth, registers, size)[0]
 
 
 def halves(index: Any, size: int, count: int) -> tuple[Any, Any]:
@@ -169,11 +188,13 @@ def nest(
     unroll_reduce: bool = False,
     group: Any = None,
     dot: str = "",
+    border: Any = None,
 ) -> None:
     """The loop nest of a register tile: outer loops, sums, then rows x vectors unrolled, and the blocks behind it in the same place.
 
     rows, columns: the loops inside the tile. last: the block behind the anchor. work: products in all. Rows beyond the output are computed from
     repeated inputs and not written. group: the loop over the terms that one dot product adds; dot: the intrinsic that does it.
+    border: an outer loop within which the padded image is made, where that is small enough to stay in a cache.
     """
     import tvm
 
@@ -192,8 +213,14 @@ def nest(
     if unroll_reduce:
         for loop in reduce:
             sch.unroll(loop)
+    over = list(outer)
+    if border is not None:
+        over = over[: [i for i, x in enumerate(over) if x is border][0] + 1]
+        edge = sch.get_sblock("conv_pad")
+        sch.compute_at(edge, border)
+        vectorize_tail(sch, edge, len(over), lanes)
     if work >= PARALLEL_WORK:
-        sch.parallel(sch.fuse(*outer) if len(outer) > 1 else outer[0])
+        sch.parallel(sch.fuse(*over) if len(over) > 1 else over[0])
     start = sch.decompose_reduction(block, reduce[0])
     inner = sch.get_loops(start)
     if sch.get(inner[-1]).kind != tvm.tirx.ForKind.VECTORIZED:
