@@ -177,7 +177,7 @@ def _tuned_tiles(
 
     path = Path(config.tune_database or Path.home() / ".cache" / "deploy" / "tvm-tiles.json").absolute()
     tune.read(path, host())
-    found = []
+    found: list[Candidate] = []
     for item in [c for c in candidates if c.runtime == "tvm" and c.program is not None]:
         extra = Candidate(item.name.replace(" on tvm", " tuned on tvm"), "tvm", item.model, item.threads, str(path))
         try:

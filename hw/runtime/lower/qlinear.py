@@ -22,7 +22,9 @@ def _dequantize(b: Builder, x: str, scale: str, zero: str, axis: int | None = No
         found = b.array(zero)
         if found is not None and found.size == 1 and array is not None:
             zero = b.constant(np.broadcast_to(found.reshape(()), array.shape).copy())
-    return b.add("DequantizeLinear", [x, scale, zero], **({"axis": axis} if wide else {}))
+    if wide:
+        return b.add("DequantizeLinear", [x, scale, zero], axis=axis)
+    return b.add("DequantizeLinear", [x, scale, zero])
 
 
 def _qlinear_conv(b: Builder, node: onnx.NodeProto) -> bool:

@@ -64,8 +64,10 @@ def _recurrent(
         last_h.append(b.reshape(h, (1, batch, hidden)))
         last_c.append(b.reshape(c, (1, batch, hidden)) if c else "")
     for name, parts, axis in zip(node.output, (sequences, last_h, last_c), (1, 0, 0), strict=False):
-        if name:
-            b.add("Concat" if len(parts) > 1 else "Identity", parts, name, **({"axis": axis} if len(parts) > 1 else {}))
+        if name and len(parts) > 1:
+            b.add("Concat", parts, name, axis=axis)
+        elif name:
+            b.add("Identity", parts, name)
     return True
 
 

@@ -134,9 +134,9 @@ class Graph:
             raise ToolError("TVM: activations quantized per channel are not taken; quantize them per tensor")
         op = self.relax.op
         number = op.astype(value.data, "float32")
-        zero = float(q.zero.reshape(-1)[0])
-        if zero:
-            number = op.subtract(number, self.const(np.float32(zero)))
+        offset = float(q.zero.reshape(-1)[0])
+        if offset:
+            number = op.subtract(number, self.const(np.float32(offset)))
         return self.emit(op.multiply(number, self.const(np.float32(q.scale.reshape(-1)[0]))), value.shape, value.perm)
 
     def ordered(self, value: Value, perm: Sequence[int], keep: bool = False) -> Value:
@@ -259,7 +259,7 @@ class Graph:
         known = handlers()
         for tensor in graph.initializer:
             self.values[tensor.name] = of_array(numpy_helper.to_array(tensor))
-        parameters = []
+        parameters: list[Any] = []
         for value in graph.input:
             if value.name in self.values:
                 continue

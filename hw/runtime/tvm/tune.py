@@ -136,7 +136,9 @@ def tune_one(work: Workload, machine: Machine) -> dict[str, Any] | None:
     rows, columns, depth = sizes(work)
     limit = machine.tile if work.kind.endswith("conv") and tuple(work.shapes[1][2:]) != (1, 1) else machine.large
     tiles = candidates(rows, columns, machine, depth, limit, 1 if work.kind.startswith("q") else 4)[:TRIED]
-    functions, shapes, kept = {}, [], []
+    functions: dict[str, Any] = {}
+    shapes: list[Any] = []
+    kept: list[Tile] = []
     for tile in tiles:
         try:
             function, arguments = kernel(work, tile, machine)

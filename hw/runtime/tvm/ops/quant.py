@@ -172,7 +172,9 @@ def finish(g: Graph, node: Node, sums: Value, bias: np.ndarray, scale: np.ndarra
     scaled = g.builder.emit(op.multiply(number, g.const(factor)))
     out = g.kernel(round_kernel(kind, 1.0, zero, False), [scaled], sums.shape, sums.perm, "requantize", pattern=0)
     g.values[user.output[0]] = out
-    return Value(out.data, out.shape, out.perm, out.dtype, Quantized(np.float32(step), np.asarray(zero), -1))
+    return Value(
+        out.data, out.shape, out.perm, out.dtype, Quantized(np.asarray(step, np.float32), np.asarray(zero), -1)
+    )
 
 
 def bias_of(g: Graph, node: Node, unit: np.ndarray, count: int) -> np.ndarray | None:

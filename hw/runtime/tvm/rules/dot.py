@@ -23,9 +23,9 @@ def intrinsic(dot: str, lanes: int) -> str:
 
     @T.prim_func(s_tir=True)
     def description(
-        A: T.Buffer((4,), "uint8", offset_factor=1),
-        B: T.Buffer((lanes, 4), "int8", offset_factor=1),
-        C: T.Buffer((lanes,), "int32", offset_factor=1),
+        A: T.Buffer((4,), "uint8", offset_factor=1),  # type: ignore[valid-type]
+        B: T.Buffer((lanes, 4), "int8", offset_factor=1),  # type: ignore[valid-type]
+        C: T.Buffer((lanes,), "int32", offset_factor=1),  # type: ignore[valid-type]
     ) -> None:
         with T.sblock("root"):
             T.reads(C[0:lanes], A[0:4], B[0:lanes, 0:4])
@@ -38,9 +38,9 @@ def intrinsic(dot: str, lanes: int) -> str:
 
     @T.prim_func(s_tir=True)
     def implementation(
-        A: T.Buffer((4,), "uint8", offset_factor=1),
-        B: T.Buffer((lanes, 4), "int8", offset_factor=1),
-        C: T.Buffer((lanes,), "int32", offset_factor=1),
+        A: T.Buffer((4,), "uint8", offset_factor=1),  # type: ignore[valid-type]
+        B: T.Buffer((lanes, 4), "int8", offset_factor=1),  # type: ignore[valid-type]
+        C: T.Buffer((lanes,), "int32", offset_factor=1),  # type: ignore[valid-type]
     ) -> None:
         with T.sblock("root"):
             T.reads(C[0:lanes], A[0:4], B[0:lanes, 0:4])

@@ -25,7 +25,7 @@ def tile_for(out: Sequence[int], groups: int, machine: Machine) -> Tile:
 
 def pack(weight: np.ndarray, groups: int, tile: Tile) -> np.ndarray:
     """[O, I/G, KH, KW] -> [G, panels, KH, KW, I/G, width]."""
-    o, i, kh, kw = weight.shape
+    _, i, kh, kw = weight.shape
     return np.ascontiguousarray(weight.reshape(groups, -1, tile.width, i, kh, kw).transpose(0, 1, 4, 5, 3, 2))
 
 

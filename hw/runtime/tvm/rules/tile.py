@@ -215,7 +215,7 @@ def nest(
             sch.unroll(loop)
     over = list(outer)
     if border is not None:
-        over = over[: [i for i, x in enumerate(over) if x is border][0] + 1]
+        over = over[: next(i for i, x in enumerate(over) if x is border) + 1]
         edge = sch.get_sblock("conv_pad")
         sch.compute_at(edge, border)
         vectorize_tail(sch, edge, len(over), lanes)
