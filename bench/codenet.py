@@ -1,12 +1,12 @@
 """The detector on generated images: the ladder of spatial operators, three seeds, float training on this CPU.
 
-    python bench/codenet.py ladder [--workers 2] [--seeds 3] [--operators a,b]   -> bench/codenet_ladder.json
-    python bench/codenet.py example                                             -> examples/detection/
-    python bench/codenet.py block                                               -> bench/codenet_block.json
-    python bench/codenet.py latency                                             -> bench/codenet_latency.json
-    python bench/codenet.py fabric                                              -> bench/codenet_fabric.json
-    python bench/codenet.py folding                                             -> bench/codenet_folding.json
-    python bench/codenet.py quantize [--first 0] [--seeds 3]                                -> bench/codenet_quantize.json
+    python -m bench.codenet ladder [--workers 2] [--seeds 3] [--operators a,b]   -> bench/codenet_ladder.json
+    python -m bench.codenet example                                             -> examples/detection/
+    python -m bench.codenet block                                               -> bench/codenet_block.json
+    python -m bench.codenet latency                                             -> bench/codenet_latency.json
+    python -m bench.codenet fabric                                              -> bench/codenet_fabric.json
+    python -m bench.codenet folding                                             -> bench/codenet_folding.json
+    python -m bench.codenet quantize [--first 0] [--seeds 3]                                -> bench/codenet_quantize.json
 
 block: the deformable depthwise layer in hardware beside a plain one of the same size and folds: cycles simulated (Verilator,
 bit-exact, random distances), cells counted (Yosys, ultra96).

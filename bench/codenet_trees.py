@@ -1,10 +1,10 @@
 """The detector on real labelled images: the aerial trees of the deepforest package (951 boxes), split by image.
 
-    python bench/codenet_trees.py --data DIR [--operators a,b] [--seed 0]      -> bench/codenet_trees.json
+    python -m bench.codenet_trees --data DIR [--operators a,b] [--seed 0]      -> bench/codenet_trees.json
 
 DIR is deepforest/data of the unpacked wheel (`pip download --no-deps deepforest`). Trained on the tiles of one scene and two small
 ones (672 boxes), scored on the tiles of another scene (279 boxes) that no training tile shows; tiles of 160 pixels on 128 x 128.
-One class. Configuration `small`, starting from the weights of `python bench/codenet.py ladder` (same operator, seed 0); then the deformable network at W4A8, post-training and fine-tuned with distillation.
+One class. Configuration `small`, starting from the weights of `python -m bench.codenet ladder` (same operator, seed 0); then the deformable network at W4A8, post-training and fine-tuned with distillation.
 """
 
 from __future__ import annotations

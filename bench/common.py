@@ -61,7 +61,7 @@ def stamp(args: dict[str, Any] | None = None) -> dict[str, Any]:
     script = Path(sys.argv[0])
     return {
         "command": " ".join(
-            ["python", f"bench/{script.name}", *("DIR" if a.startswith("/") else a for a in sys.argv[1:])]
+            ["python", "-m", f"bench.{script.stem}", *("DIR" if a.startswith("/") else a for a in sys.argv[1:])]
         ),
         "args": args or {},
         "versions": {"python": platform.python_version(), **packages},

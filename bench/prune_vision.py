@@ -1,6 +1,6 @@
 """Pruning vision models that were trained here: a ViT by heads, neurons and tokens, by VTrans, a CNN by channels, a SegFormer by heads and neurons.
 
-python bench/prune_vision.py oneshot | vtrans | channels | segformer
+python -m bench.prune_vision oneshot | vtrans | channels | segformer
 """
 
 from __future__ import annotations

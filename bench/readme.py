@@ -1,30 +1,21 @@
 """Put the measured tables into README.md, between `<!-- NAME -->` and `<!-- /NAME -->`; --check fails where they are stale.
 
-python bench/readme.py [--check]
+python -m bench.readme [--check]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import statistics
 import sys
-from pathlib import Path
 from typing import Any
 
 import boards
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def _load(name: str) -> dict[str, Any]:
-    return json.loads((ROOT / "bench" / f"{name}.json").read_text())
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(r) + " |" for r in rows)])
+from bench import readme_runtimes
+from bench.tables import ROOT
+from bench.tables import load as _load
+from bench.tables import table as _table
 
 
 def fashion() -> str:
@@ -273,13 +264,23 @@ def prune_text() -> str:
         if not rows:
             continue
         body = []
+        times = {(r["target"], r["method"]): f"{r['ratio']:.2f}x" for r in data.get("latency", {}).get("rows", [])}
         for ratio in sorted({r["target"] for r in rows}, reverse=True):
             for method in NAMES:
                 here = [r for r in rows if r["target"] == ratio and r["method"] == method]
                 if here:
                     cells = [_mean_range([r[k][v] for r in here], d) for k in ("raw", "refit") for v, d in (("score", 1), ("cosine", 3))]  # fmt: skip
-                    body.append([f"{ratio:g}", NAMES[method], *cells, str(len(here))])
-        head = ["MACs", "method", f"{unit}, raw", "cosine, raw", f"{unit}, refitted", "cosine, refitted", "seeds"]
+                    body.append([f"{ratio:g}", NAMES[method], *cells, times.get((ratio, method), ""), str(len(here))])
+        head = [
+            "MACs",
+            "method",
+            f"{unit}, raw",
+            "cosine, raw",
+            f"{unit}, refitted",
+            "cosine, refitted",
+            "speed",
+            "seeds",
+        ]
         parts.append(f"{title}, dense {data['dense'][name]['score']:.1f}:\n\n{_table(head, body)}")
     return "\n\n".join(parts)
 
@@ -336,6 +337,7 @@ def prune_vision() -> str:
 
 
 TABLES = {
+    "runtimes-float": readme_runtimes.float32, "runtimes-int8": readme_runtimes.int8, "runtimes-nncf": readme_runtimes.nncf,
     "prune-text": prune_text, "prune-speed": prune_speed, "prune-vtrans": prune_vtrans, "prune-vision": prune_vision,
     "ladder": ladder, "codenet": codenet, "trees": trees, "block": block, "deform-latency": deform_latency, "fabric": fabric,
     "stability": stability, "finetune": finetune, "mixed": mixed, "convbn": convbn, "fashion": fashion, "mobilenet": mobilenet, "speed": speed, "cost": cost, "fpga": fpga,
@@ -354,7 +356,7 @@ def main() -> None:
         if count != 1:
             raise SystemExit(f"README.md has no place <!-- {name} -->")
     if args.check:
-        sys.exit(0 if text == before else "README.md is stale: run python bench/readme.py")
+        sys.exit(0 if text == before else "README.md is stale: run python -m bench.readme")
     path.write_text(text)
 
 

@@ -1,6 +1,6 @@
 """The networks of the runtime measurements, as float ONNX files with random, perturbed weights (speed does not depend on them).
 
-python bench/runtime_networks.py FOLDER [NAME ...]
+python -m bench.runtime_networks FOLDER [NAME ...]
 """
 
 from __future__ import annotations

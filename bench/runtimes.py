@@ -1,8 +1,8 @@
 """TVM with this project's schedules against ONNX Runtime and OpenVINO, alternated in one process, one and two threads.
 
-python bench/runtimes.py float [NAME ...]   named networks, the lot and the weak spots, float32, no search
-python bench/runtimes.py int8 [NAME ...]    static integers (convolutional networks) and dynamic products (transformers)
-python bench/runtimes.py nncf               ResNet18 and MobileNetV2: OpenVINO with NNCF's integers against the best of our runtimes
+python -m bench.runtimes float [NAME ...]   named networks, the lot and the weak spots, float32, no search
+python -m bench.runtimes int8 [NAME ...]    static integers (convolutional networks) and dynamic products (transformers)
+python -m bench.runtimes nncf               ResNet18 and MobileNetV2: OpenVINO with NNCF's integers against the best of our runtimes
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Speed and size of compressed networks against float32 in ONNX Runtime, one thread.
 
-    python bench/speed.py
+    python -m bench.speed
 
 ResNet18 and MobileNetV2 (W4 stored, A8), DeiT-tiny and a 6-layer BERT (W8, dynamic and static), random weights with varied BatchNorm
 statistics (speed and size do not depend on their values). Runs compress -> export -> profile as a user would; writes bench/speed.json.

@@ -1,6 +1,6 @@
 """Train the demonstration CNN on all of Fashion-MNIST and write examples/fashion/.
 
-    python bench/train_fashion.py --epochs 24
+    python -m bench.train_fashion --epochs 24
 
 Needs the Debian package dataset-fashion-mnist. Writes fashion_cnn.safetensors (self-describing), test1000.npz (the first
 1,000 labelled test images), calib.npz (320 training images, no labels) and bench/train_fashion.json.

@@ -1,7 +1,7 @@
 """Train the small ViT of the pruning examples on Fashion-MNIST: 6 blocks of 64 dimensions, 4 heads, 50 tokens: 16 epochs with labels,
 then 8 and 6 with the demonstration CNN as teacher.
 
-python bench/train_vit.py [--epochs 16]      # writes examples/vit/fashion_vit.safetensors and bench/train_vit.json
+python -m bench.train_vit [--epochs 16]      # writes examples/vit/fashion_vit.safetensors and bench/train_vit.json
 """
 
 from __future__ import annotations

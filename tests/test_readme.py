@@ -40,6 +40,6 @@ def test_test_command_is_the_one_ci_runs() -> None:
 
 def test_measured_tables_are_those_of_bench() -> None:
     done = subprocess.run(
-        [sys.executable, "bench/readme.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "bench.readme", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr

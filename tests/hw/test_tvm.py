@@ -306,3 +306,18 @@ def test_programs_with_different_threads_take_turns(tmp_path: Path) -> None:
         share[threads] = (time.process_time() - used) / (time.perf_counter() - wall)
     assert share[1] < 1.2 and share[2] > 1.2 * share[1], share
     assert np.array_equal(programs[1].run([x])[0], programs[2].run([x])[0])
+
+
+@pytest.mark.parametrize("op", ["Erf", "Tanh", "Sigmoid", "Gelu", "Exp"])
+def test_fast_functions_keep_their_bound(op: str) -> None:
+    """The polynomials in place of libm: at most 1e-6 from the exact value, exp relative to it."""
+    from scipy.special import erf
+
+    x = np.concatenate([np.linspace(-30, 30, 40001), np.linspace(-1e-3, 1e-3, 2001)]).astype(np.float32)[None]
+    wide = x.astype(np.float64)
+    exact = {
+        "Erf": erf(wide), "Tanh": np.tanh(wide), "Sigmoid": 1 / (1 + np.exp(-wide)), "Gelu": wide * (1 + erf(wide / 2**0.5)) / 2, "Exp": np.exp(wide),
+    }[op]  # fmt: skip
+    got, _ = run(network([helper.make_node(op, ["x"], ["y"])], {"x": x.shape}, {}), [x])
+    error = np.abs(got - exact) / (exact if op == "Exp" else np.maximum(1, np.abs(exact)))
+    assert error.max() <= 1e-6

@@ -1,0 +1,69 @@
+"""README's tables of the runtimes."""
+
+from __future__ import annotations
+
+import statistics
+
+from bench.tables import load, table
+
+
+def _geometric(values: list[float]) -> float:
+    return float(statistics.geometric_mean(values))
+
+
+def float32() -> str:
+    """TVM's time over ONNX Runtime's, float32."""
+    data = load("runtimes")["float"]
+    groups = {"named": "named", "lot": "by lot", "weak": "weak spots of before"}
+    body = []
+    for kind, title in groups.items():
+        for r in (x for x in data["rows"] if x["group"] == kind):
+            one, two = (r[f"threads{n}"]["tvm"]["tvm"] for n in (1, 2))
+            cells = [f"{t['time_ratio']:.2f} [{t['low']:.2f}, {t['high']:.2f}]" for t in (one, two)]
+            likeness = r["against_onnxruntime"]["tvm"]["difference"]
+            body.append(
+                [r["network"], title, *cells, f"{likeness:.0e}", f"{r['compile_s']:.1f} s", str(len(r["plain_loops"]))]
+            )
+    means = []
+    for n in (1, 2):
+        values = [r[f"threads{n}"]["tvm"]["tvm"]["time_ratio"] for r in data["rows"]]
+        means.append(
+            f"{n} thread{'s' if n > 1 else ''}: geometric mean {_geometric(values):.2f}, worst {max(values):.2f}"
+        )
+    head = ["network", "", "1 thread", "2 threads", "largest difference", "compiled in", "kernels without a rule"]
+    return f"{table(head, body)}\n\n{'; '.join(means)} ({len(data['rows'])} networks)."
+
+
+def int8() -> str:
+    """Integers: TVM's and OpenVINO's time over ONNX Runtime's on the same file."""
+    data = load("runtimes")["int8"]
+    body = []
+    for r in data["rows"]:
+        cells = [f"{r[f'threads{n}'][k][k]['time_ratio']:.2f}" for k in ("tvm", "openvino") for n in (1, 2)]
+        like = r["against_onnxruntime"]["tvm"]
+        body.append([r["network"], *cells, f"{like['difference']:.0e}, {100 * like['equal_share']:.0f} %"])
+    means = ", ".join(
+        f"{k} {n} thread{'s' if n > 1 else ''} {_geometric([r[f'threads{n}'][k][k]['time_ratio'] for r in data['rows']]):.2f}"
+        for k in ("tvm", "openvino")
+        for n in (1, 2)
+    )
+    head = [
+        "network",
+        "TVM, 1 thread",
+        "TVM, 2 threads",
+        "OpenVINO, 1 thread",
+        "OpenVINO, 2 threads",
+        "TVM against ONNX Runtime: difference, equal outputs",
+    ]
+    return f"{table(head, body)}\n\nGeometric means: {means}."
+
+
+def nncf() -> str:
+    """Speed-up over float32 on ONNX Runtime, our integers and NNCF's."""
+    data = load("runtimes")["nncf"]
+    body = []
+    for r in data["rows"]:
+        for name in r["threads1"]:
+            cells = [f"{1 / r[f'threads{n}'][name]['time_ratio']:.2f}x" for n in (1, 2)]
+            body.append([r["network"], name, *cells, f"{r['sqnr_db'][name]:.1f} dB"])
+    return table(["network", "", "1 thread", "2 threads", "signal to noise"], body)
