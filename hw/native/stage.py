@@ -23,8 +23,8 @@ from hw.native.folder import PROGRAM, RECORD, Folder
 from hw.native.processors import Processor, of_board
 from hw.profile import specs_of
 from hw.runtime import runtimes
+from hw.runtime.tvm.compile import PERMIT, REFUSED
 from hw.runtime.tvm.compile import RECORD as KERNELS
-from hw.runtime.tvm.compile import REFUSED
 from hw.runtime.tvm.runtime import COMPILE_SECONDS
 
 SOURCE = "runner.cpp"
@@ -55,9 +55,10 @@ def build(model: onnx.ModelProto, processor: Processor, folder: Path) -> None:
         said = [x.removeprefix(REFUSED) for x in error.log.splitlines() if x.startswith(REFUSED)]
         raise ToolError(said[-1] if said else f"TVM could not compile the model: {error}", error.log) from error
     shutil.copy(Path(__file__).with_name(SOURCE), folder / SOURCE)
+    sources = [SOURCE, str(PERMIT)] if processor.machine.amx else [SOURCE]
     flags = ["-std=c++17", "-O2", "-static", "-pthread", "-Wno-psabi", *processor.flags]
     run(
-        Tool(compiler), [*flags, SOURCE, OBJECT, "-o", PROGRAM], cwd=folder, log=log, outputs=(folder / PROGRAM,), timeout=600
+        Tool(compiler), [*flags, *sources, OBJECT, "-o", PROGRAM], cwd=folder, log=log, outputs=(folder / PROGRAM,), timeout=600
     )  # fmt: skip
     source.unlink()
     log.unlink()

@@ -15,7 +15,7 @@ from hw.runtime.base import LayerTime
 from hw.runtime.lower import lower
 from hw.runtime.lower.dft import wrong_in_ort
 
-_FAILURES = (
+FAILURES = (
     ort.capi.onnxruntime_pybind11_state.Fail,
     ort.capi.onnxruntime_pybind11_state.InvalidGraph,
     ort.capi.onnxruntime_pybind11_state.NotImplemented,
@@ -41,7 +41,7 @@ class OrtProgram:
         self._data, self._threads, self._work, self._wanted = data, threads, work, list(providers)
         try:
             self._session = ort.InferenceSession(data, _options(threads), providers=self._wanted)
-        except _FAILURES as error:
+        except FAILURES as error:
             raise ToolError(
                 f"ONNX Runtime {ort.__version__} refuses the model: {str(error).splitlines()[0][:200]}", str(error)
             ) from error
@@ -51,7 +51,7 @@ class OrtProgram:
     def run(self, values: list[np.ndarray]) -> list[np.ndarray]:
         try:
             return list(self._session.run(None, dict(zip(self._names, values, strict=True))))
-        except _FAILURES as error:
+        except FAILURES as error:
             raise ToolError(
                 f"ONNX Runtime {ort.__version__} failed while running: {str(error).splitlines()[0][:200]}", str(error)
             ) from error

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from deploy.errors import ToolError
 from export.parity import session
 from hw.runtime.tvm.compile import build
-from hw.runtime.tvm.machine import host
+from hw.runtime.tvm.machine import Machine, host
 from hw.runtime.tvm.runtime import RUNTIME, fixed
 from hw.runtime.tvm.value import reshaped
 
@@ -30,11 +30,13 @@ def network(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
-def run(model: onnx.ModelProto, values: list[np.ndarray]) -> tuple[np.ndarray, dict[str, Any]]:
+def run(
+    model: onnx.ModelProto, values: list[np.ndarray], machine: Machine | None = None
+) -> tuple[np.ndarray, dict[str, Any]]:
     """In this process: one kernel compiles in a moment."""
     import tvm
 
-    executable, record = build(model, host())
+    executable, record = build(model, machine or host())
     machine = tvm.relax.VirtualMachine(executable, tvm.cpu())
     return machine["main"](*[tvm.runtime.tensor(v) for v in values])[0].numpy(), record
 
@@ -153,72 +155,6 @@ def test_shuffle_concat_split_pool_and_gate() -> None:
         "scale": np.array([1, 1, 2, 2], np.float32), "axes": np.array([3]),
     }  # fmt: skip
     same(network(nodes, {"x": (1, 3, 12, 12)}, weights), [normal(1, 3, 12, 12)])
-
-
-def quantized(
-    kind: str, channels: int, out: int, size: int, kernel: int, stride: int, groups: int, seed: int
-) -> tuple[onnx.ModelProto, np.ndarray]:
-    """Quantize -> Conv of integers -> Quantize, and the integers that must come out."""
-    rng = np.random.default_rng(seed)
-    zero = int(rng.integers(100, 140)) if kind == "uint8" else int(rng.integers(-20, 20))
-    w = rng.integers(-127, 128, (out, channels // groups, kernel, kernel)).astype(np.int8)
-    scales = {
-        "xs": np.float32(0.02), "xz": np.asarray(zero, kind), "ws": (0.004 + 0.01 * rng.random(out)).astype(np.float32), "wz": np.zeros(out, np.int8),
-        "ys": np.float32(0.05 * kernel), "yz": np.uint8(120), "bs": np.float32(1), "bz": np.int32(0),
-    }  # fmt: skip
-    bias = rng.integers(-2000, 2000, out).astype(np.int32)
-    scales["bs"] = (scales["xs"] * scales["ws"]).astype(np.float32)
-    scales["bz"] = np.zeros(out, np.int32)
-    nodes = [
-        helper.make_node("QuantizeLinear", ["x", "xs", "xz"], ["xq"]),
-        helper.make_node("DequantizeLinear", ["xq", "xs", "xz"], ["xd"]),
-        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=0),
-        helper.make_node("DequantizeLinear", ["b", "bs", "bz"], ["bd"], axis=0),
-        helper.make_node("Conv", ["xd", "wd", "bd"], ["c"], strides=[stride] * 2, pads=[kernel // 2] * 4, group=groups),
-        helper.make_node("QuantizeLinear", ["c", "ys", "yz"], ["cq"]),
-        helper.make_node("DequantizeLinear", ["cq", "ys", "yz"], ["y"]),
-    ]
-    model = network(nodes, {"x": (1, channels, size, size)}, {**scales, "w": w, "b": bias})
-    x = normal(1, channels, size, size, seed=seed)
-    integers = np.clip(np.rint(x / scales["xs"]) + zero, *((0, 255) if kind == "uint8" else (-128, 127))) - zero
-    import torch
-
-    sums = torch.nn.functional.conv2d(
-        torch.from_numpy(integers).double(), torch.from_numpy(w).double(), torch.from_numpy(bias).double(), stride, kernel // 2, 1, groups
-    ).numpy()  # fmt: skip
-    factor = (scales["xs"] * scales["ws"] / scales["ys"]).astype(np.float32).reshape(1, -1, 1, 1)
-    want = np.clip(np.rint(sums.astype(np.float32) * factor) + np.float32(120), 0, 255)
-    return model, (want - 120).astype(np.float32) * scales["ys"]
-
-
-@settings(max_examples=15, deadline=None, database=None)
-@given(
-    kind=st.sampled_from(["uint8", "int8"]), channels=st.sampled_from([3, 8, 17, 64]), out=st.sampled_from([8, 24, 32]), size=st.integers(6, 15),
-    kernel=st.sampled_from([1, 3]), stride=st.integers(1, 2), deep=st.booleans(), seed=st.integers(0, 99),
-)  # fmt: skip
-def test_integer_convolution_is_exact(
-    kind: str, channels: int, out: int, size: int, kernel: int, stride: int, deep: bool, seed: int
-) -> None:
-    groups = channels if deep else 1
-    model, want = quantized(kind, channels, channels if deep else out, size, kernel, stride, groups, seed)
-    got, record = run(model, [normal(1, channels, size, size, seed=seed)])
-    assert np.array_equal(got, want) and np.ptp(want) > 0
-    assert {k["rule"] for k in record["kernels"]} >= {"depthwise" if deep and channels > 1 else "qconv"}
-
-
-def test_dynamic_products_follow_onnx_runtime() -> None:
-    nodes = [
-        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
-        helper.make_node("MatMulInteger", ["q", "w", "z"], ["i"]),
-        helper.make_node("Cast", ["i"], ["f"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["s", "ws"], ["step"]),
-        helper.make_node("Mul", ["f", "step"], ["m"]),
-        helper.make_node("Add", ["m", "b"], ["y"]),
-    ]
-    w = np.random.default_rng(1).integers(-127, 128, (96, 40)).astype(np.int8)
-    model = network(nodes, {"x": (1, 33, 96)}, {"w": w, "ws": np.full(40, 0.01, np.float32), "b": normal(40)})
-    record = same(model, [normal(1, 33, 96)], 1e-6)
-    assert "qmatmul" in {k["rule"] for k in record["kernels"]}
 
 
 def test_reshapes_that_move_nothing() -> None:

@@ -22,6 +22,7 @@ from hw.runtime.tvm.schedule import Kernel, schedule_module
 from hw.runtime.tvm.tune import read
 
 REFUSED = "refused: "
+PERMIT = Path(__file__).with_name("permit.cpp")
 LIBRARY, RECORD = "model.so", "kernels.json"
 
 
@@ -98,7 +99,7 @@ def main(source: str, folder: str, database: str = "") -> int:
     except ToolError as error:
         sys.stderr.write(f"{REFUSED}{error}\n")
         return 3
-    executable.export_library(str(Path(folder) / LIBRARY))
+    executable.export_library(str(Path(folder) / LIBRARY), addons=[str(PERMIT)] if chosen.amx else None)
     (Path(folder) / RECORD).write_text(json.dumps(record, indent=1) + "\n")
     return 0
 

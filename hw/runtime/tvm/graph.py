@@ -17,6 +17,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from deploy.errors import ToolError
+from hw.runtime.ort import FAILURES
 from hw.runtime.tvm import ops
 from hw.runtime.tvm.machine import Machine
 from hw.runtime.tvm.value import Quantized, Value, of_array, same_memory
@@ -213,30 +214,18 @@ class Graph:
         return [self._of_expr(r, node) for r in results]
 
     def _folded(self, node: Node) -> bool:
-        """Evaluate a node of constants here, by ONNX's reference implementation."""
+        """Evaluate a node of constants here, by ONNX Runtime; what it refuses stays in the graph."""
         if node.op in ("QuantizeLinear", "DequantizeLinear") or node.proto.domain not in ("", "ai.onnx"):
             return False
         if not all(v is None or (v.constant and v.quantized is None) for v in node.inputs) or (
             not node.inputs and node.op != "Constant"
         ):
             return False
-        from onnx.reference import ReferenceEvaluator
-
-        names = [i for i in dict.fromkeys(node.proto.input) if i]
-        known = {i: self.plain(self.values[i]).data for i in names}
-        whole = helper.make_model(
-            helper.make_graph(
-                [node.proto],
-                "one",
-                [helper.make_tensor_value_info(i, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for i, a in known.items()],
-                [helper.make_tensor_value_info(o, onnx.TensorProto.FLOAT, None) for o in node.proto.output if o],
-            ),
-            opset_imports=[helper.make_opsetid("", self.opset)],
-        )  # fmt: skip
+        known = {i: self.plain(self.values[i]).data for i in dict.fromkeys(node.proto.input) if i}
         outputs = [o for o in node.proto.output if o]
-        for name, array in zip(outputs, ReferenceEvaluator(whole).run(None, known), strict=True):
+        for name, array in zip(outputs, evaluate(node.proto, known, outputs, self.opset), strict=False):
             self.values[name] = of_array(np.asarray(array))
-        return True
+        return all(o in self.values for o in outputs)
 
     def _of_expr(self, expr: Any, node: Node) -> Value:
         variable = self.builder.emit(expr)
@@ -292,6 +281,25 @@ class Graph:
                 out = self.builder.emit_output(relax.Tuple(rows))
             self.builder.emit_func_output(out)
         return self.builder.get()
+
+
+def evaluate(node: onnx.NodeProto, known: dict[str, np.ndarray], outputs: list[str], opset: int) -> list[np.ndarray]:
+    """The outputs of one node, [] where ONNX Runtime cannot run it. (ONNX's reference fails on some: GatherElements of one row.)"""
+    import onnxruntime as ort
+
+    inputs = [
+        helper.make_tensor_value_info(i, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for i, a in known.items()
+    ]
+    graph = helper.make_graph([node], "one", inputs, [onnx.ValueInfoProto(name=o) for o in outputs])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return session.run(outputs, known)
+    except FAILURES:
+        return []
 
 
 def quantized(value: Value, scale: np.ndarray, zero: np.ndarray, axis: int) -> Value:

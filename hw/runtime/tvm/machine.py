@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +14,7 @@ class Machine:
     """lanes: float32 values of a vector register. tile, large: vector registers that a tile's sums may take, where windows
     slide and where they do not. dot: the instruction of u8 x s8 sums of four
     (`vnni512`, `vnni256`, '' for none). target: TVM's target as a dict. tiles: tuned
-    tiles by workload (tune.py). asked: told of every workload as it is met."""
+    tiles by workload (tune.py). asked: told of every workload as it is met. amx: Intel's tile registers, for integers."""
 
     name: str
     lanes: int
@@ -22,6 +24,7 @@ class Machine:
     target: dict[str, Any] = field(default_factory=dict)
     tiles: Mapping[str, Any] = field(default_factory=dict, compare=False)
     asked: Callable[[str, tuple[Any, ...]], None] | None = field(default=None, compare=False)
+    amx: bool = False
 
     def tvm_target(self) -> Any:
         import tvm
@@ -29,6 +32,10 @@ class Machine:
         return tvm.target.Target(dict(self.target))
 
 
+AMX = Machine(
+    "avx512-amx", 16, 16, 21, "vnni512",
+    {"kind": "llvm", "mcpu": "cascadelake", "mattr": ["-prefer-256-bit", "+amx-tile", "+amx-int8"]}, amx=True,
+)  # fmt: skip
 X86 = (
     Machine(
         "avx512-vnni", 16, 16, 21, "vnni512", {"kind": "llvm", "mcpu": "cascadelake", "mattr": ["-prefer-256-bit"]}
@@ -52,10 +59,19 @@ def flags() -> frozenset[str]:
     return frozenset()
 
 
+@functools.cache
+def tiles_granted() -> bool:
+    """Ask Linux for the tile registers of this process (arch_prctl, ARCH_REQ_XCOMP_PERM); libraries ask for themselves (permit.cpp)."""
+    call, request, tile_data = 158, 0x1023, 18
+    return ctypes.CDLL(None).syscall(call, request, tile_data) == 0
+
+
 def host() -> Machine:
     """The machine that this process runs on."""
     found = flags()
     if {"avx512f", "avx512bw", "avx512vl", "avx512dq"} <= found:
+        if {"avx512_vnni", "amx_tile", "amx_int8"} <= found and tiles_granted():
+            return AMX
         return X86[0] if "avx512_vnni" in found else X86[1]
     if {"avx2", "fma"} <= found:
         return X86[2]

@@ -11,6 +11,7 @@ from onnx import numpy_helper
 
 from deploy.errors import ToolError
 from hw.runtime.lower import lower
+from hw.runtime.ort import FAILURES
 
 
 def widen_int4(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -53,7 +54,7 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"],
                 disabled_optimizers=["ConstantSharing", "MatMulAddFusion", "ReluClipFusion"],
             )  # fmt: skip
-        except Exception as error:
+        except FAILURES as error:
             if out.is_file():
                 raise ToolError(f"ONNX Runtime could not fold the model's constants: {str(error)[:200]}") from error
             return model

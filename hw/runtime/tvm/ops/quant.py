@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from hw.runtime.tvm.ops.conv import back, geometry, image
-from hw.runtime.tvm.rules import depthwise, dot, qconv, qmatmul
+from hw.runtime.tvm.rules import amx, depthwise, dot, qconv, qmatmul
 from hw.runtime.tvm.value import NHWC, Quantized, Value
 
 if TYPE_CHECKING:
@@ -26,25 +26,47 @@ def _limits(kind: str) -> tuple[int, int]:
     return int(info.min), int(info.max)
 
 
+MAGIC = 3 << 22  # added to a float32 of at most 2^22, it leaves its nearest integer (halves to even) in the low bits
+BITS = int(np.float32(MAGIC).view(np.int32))
+
+
+def rounded(value: Any, kind: str, zero: Any, reach: tuple[Any, Any]) -> Any:
+    """clip(round(value) + zero) as an integer of `kind`; reach: the least and largest value + 0 that zero leaves room for, in float32.
+
+    Clipped before it is rounded (the bounds are integers, so that is the same), then rounded by one addition.
+    """
+    from tvm import te, tirx
+
+    held = te.max(te.min(value, reach[1]), reach[0]) + tirx.const(float(MAGIC), "float32")
+    return (tirx.op.reinterpret("int32", held) + (zero - BITS)).astype(kind)
+
+
+TINY = 1e-30  # below it a step's reciprocal may be infinite
+
+
+def quotient(value: Any, step: Any) -> Any:
+    """value / step as IEEE rounds it, by the step's reciprocal and one correction (Markstein 1990): a vector division takes as long as ten products."""
+    from tvm import tirx
+
+    inverse = tirx.const(1.0, "float32") / step
+    near = value * inverse
+    return tirx.op.fma(tirx.op.fma(near * tirx.const(-1.0, "float32"), step, value), inverse, near)
+
+
 def round_kernel(kind: str, scale: float, zero: int, divide: bool) -> Any:
     """x -> clip(round(x / scale) + zero), halves to even; times `scale` where it is a factor."""
     from tvm import te, tirx
 
     low, high = _limits(kind)
+    reach = tirx.const(low - zero, "float32"), tirx.const(high - zero, "float32")
 
     def build(x: Any) -> Any:
         step = tirx.const(scale, "float32")
 
         def one(*i: Any) -> Any:
-            value = x(*i) / step if divide else x(*i) * step
-            return (
-                te.max(
-                    te.min(tirx.nearbyint(value) + tirx.const(zero, "float32"), tirx.const(high, "float32")),
-                    tirx.const(low, "float32"),
-                )
-                .astype("int32")
-                .astype(kind)
-            )
+            if not divide:
+                return rounded(x(*i) * step, kind, zero, reach)
+            return rounded(quotient(x(*i), step) if scale > TINY else x(*i) / step, kind, zero, reach)
 
         return te.compute(x.shape, one, "quantize")
 
@@ -216,9 +238,14 @@ def conv_int(g: Graph, node: Node) -> Value | None:
     shape = (out[0], out[3], out[1], out[2])
     groups = node.get("group", 1)
     if groups == 1:
-        tile = qconv.tile_for(source.stored, w.shape, out, (strides, pads, dilations), g.machine)
-        build = qconv.compute(out, tile, strides, pads, dilations, zero, dot.factor(g.machine))
-        sums = g.kernel(build, [source.data, qconv.pack(w, tile)], shape, NHWC, "qconv")
+        block = amx.block_for(out[1], out[2], c, strides, g.machine)
+        if block is not None:
+            build, packed = amx.compute(out, block, strides, pads, dilations, zero), amx.pack(w, block)
+        else:
+            tile = qconv.tile_for(source.stored, w.shape, out, (strides, pads, dilations), g.machine)
+            build = qconv.compute(out, tile, strides, pads, dilations, zero, dot.factor(g.machine))
+            packed = qconv.pack(w, tile)
+        sums = g.kernel(build, [source.data, packed], shape, NHWC, "qconv")
         bias = bias - zero * w.astype(np.int64).sum((1, 2, 3))
     elif w.shape[1] == 1 and kh * kw * 255 * 128 < EXACT:
         d = depthwise.tile_for(out, g.machine)
@@ -236,8 +263,12 @@ def conv_int(g: Graph, node: Node) -> Value | None:
 
 def product_of(g: Graph, data: Any, shape: tuple[int, ...], weight: np.ndarray) -> Value:
     """u8 [.., M, K] x s8 [K, N] -> i32 [.., M, N]."""
-    tile = qmatmul.tile_for(shape, weight.shape[1], g.machine)
     out = (*shape[:-1], weight.shape[1])
+    block = amx.block_for(shape[-3] if len(shape) > 2 else 1, shape[-2], shape[-1], (1, 1), g.machine)
+    if block is not None and len(shape) <= 4:
+        build = amx.compute(out, block)
+        return g.kernel(build, [data, amx.pack(weight.T[:, :, None, None], block)], out, range(len(out)), "qmatmul")
+    tile = qmatmul.tile_for(shape, weight.shape[1], g.machine)
     build = qmatmul.compute(shape, weight.shape[1], tile, dot.factor(g.machine))
     return g.kernel(build, [data, qmatmul.pack(weight, tile)], out, range(len(out)), "qmatmul")
 
@@ -307,20 +338,12 @@ def dynamic(g: Graph, node: Node) -> list[Value]:
     zero = g.kernel(zero_of, [low.data, scale.data], (1,), (0,), "zero", pattern=8)
 
     def round_all(v: Any, s: Any, z: Any) -> Any:
-        return te.compute(
-            v.shape,
-            lambda *i: (
-                te.max(
-                    te.min(
-                        tirx.nearbyint(v(*i) / tirx.Select(s[0] == f(0), f(1), s[0])) + z[0].astype("float32"), f(255)
-                    ),
-                    f(0),
-                )
-                .astype("int32")
-                .astype("uint8")
-            ),
-            "dynamic_quantize",
-        )
+        def one(*i: Any) -> Any:
+            zero = z[0].astype("int32")
+            reach = tirx.Cast("float32", 0 - zero), tirx.Cast("float32", 255 - zero)
+            return rounded(quotient(v(*i), tirx.Select(s[0] == f(0), f(1), s[0])), "uint8", zero, reach)
+
+        return te.compute(v.shape, one, "dynamic_quantize")
 
     y = g.kernel(round_all, [x.data, scale.data, zero.data], x.shape, x.perm, "dynamic_quantize", pattern=8)
     empty = g.relax.op.reshape
