@@ -57,7 +57,7 @@ def _qlinear_matmul(b: Builder, node: onnx.NodeProto) -> bool:
 def _conv_integer(b: Builder, node: onnx.NodeProto) -> bool:
     """Sums of integers: in float32 they are exact below 2^24, which the products of one sum must not pass."""
     weight = b.needed(node, 1)
-    if int(np.prod(weight.shape[1:])) * 255 * 128 >= 1 << 24:
+    if int(np.prod(weight.shape[1:])) * 255 * 255 >= 1 << 24:
         return False
     one = b.constant(np.float32(1))
     rows = []
@@ -65,6 +65,9 @@ def _conv_integer(b: Builder, node: onnx.NodeProto) -> bool:
         zero = node.input[2 + index] if len(node.input) > 2 + index else ""
         value = b.add("Cast", [node.input[index]], to=onnx.TensorProto.FLOAT)
         if zero:
+            array = b.array(zero)
+            if index and array is not None and array.size > 1:
+                zero = b.constant(array.reshape(-1, *[1] * (weight.ndim - 1)))
             shift = b.add("Cast", [zero], to=onnx.TensorProto.FLOAT)
             value = b.add("Sub", [value, shift])
         rows.append(value)
@@ -95,12 +98,13 @@ def _matmul_nbits(b: Builder, node: onnx.NodeProto) -> bool:
     if len(node.input) > 3 and node.input[3]:
         stored = b.needed(node, 3)
         zero = unpack(stored, bits, n, blocks) if stored.dtype == np.uint8 else stored.reshape(n, blocks)
-    full = (weight.reshape(n, blocks, block) - zero[:, :, None]).astype(np.float32) * scale[:, :, None]
+    group = np.arange(blocks * block) // block
+    if len(node.input) > 4 and node.input[4]:
+        group[:k] = b.needed(node, 4)
+    full = (weight - zero[:, group]).astype(np.float32) * scale[:, group]
     out = node.output[0]
     bias = node.input[5] if len(node.input) > 5 else ""
-    product = b.add(
-        "MatMul", [node.input[0], b.constant(np.ascontiguousarray(full.reshape(n, -1)[:, :k].T))], "" if bias else out
-    )
+    product = b.add("MatMul", [node.input[0], b.constant(np.ascontiguousarray(full[:, :k].T))], "" if bias else out)
     if bias:
         b.add("Add", [product, bias], out)
     return True

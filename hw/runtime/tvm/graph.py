@@ -166,6 +166,10 @@ class Graph:
     def constant(self, array: np.ndarray) -> Value:
         return of_array(np.asarray(array))
 
+    def read(self, name: str) -> bool:
+        """Whether anything reads a tensor."""
+        return bool(name) and (name in self.outputs or name in self.uses)
+
     def sole_user(self, name: str) -> onnx.NodeProto | None:
         """The only node that reads a tensor which is no output of the model."""
         users = self.uses.get(name, [])
@@ -273,6 +277,10 @@ class Graph:
                     if result is None:
                         result = self._fallback(node)
                     found = result if isinstance(result, list) else [result]
+                    if any(self.read(o) for o in proto.output[len(found) :]):
+                        raise ToolError(
+                            f"TVM gives no second output of {node.op} (node {node.name!r}); use onnxruntime"
+                        )
                     for name, value in zip(proto.output, found, strict=False):
                         if name:
                             self.values[name] = value

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.inliner
 from onnx import numpy_helper
 
 from deploy.errors import ToolError
@@ -66,6 +67,8 @@ LACKING = ("LSTM", "GRU", "DFT", "DeformConv", "QLinearConv", "QLinearMatMul", "
 
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     """Quantized files are not folded: ONNX Runtime would turn integer weights into floats. The importer folds what it needs."""
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
     model = lower(widen_int4(model), LACKING)
     quantized = any(n.op_type in ("DequantizeLinear", "DynamicQuantizeLinear") for n in model.graph.node)
     return model if quantized else fold(model)

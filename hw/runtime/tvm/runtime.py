@@ -43,7 +43,10 @@ def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 
 
 def open_shapes(model: onnx.ModelProto) -> bool:
-    """Whether an input has a dimension without a number."""
+    """Whether an input has a dimension without a number. Raises UserError where even the number of dimensions is open."""
+    for value in _inputs(model):
+        if not value.type.tensor_type.HasField("shape"):
+            raise UserError(f"TVM: the model's input {value.name!r} has no shape; give it one")
     return any(d.dim_value < 1 for i in _inputs(model) for d in i.type.tensor_type.shape.dim)
 
 
@@ -96,6 +99,10 @@ class TvmProgram:
         self.library: Path | None = None
         self._model, self._work, self._database = model, work, database
         self._machines: dict[tuple[tuple[int, ...], ...], Any] = {}
+        self._calls: dict[tuple[tuple[int, ...], ...], tuple[Any, list[Any]]] = {}
+        self._types = [
+            np.dtype(onnx.helper.tensor_dtype_to_np_dtype(i.type.tensor_type.elem_type)) for i in _inputs(model)
+        ]
         self.record: dict[str, Any] = {}
         if not open_shapes(model):
             self._machine([tuple(d.dim_value for d in i.type.tensor_type.shape.dim) for i in _inputs(model)])
@@ -112,18 +119,32 @@ class TvmProgram:
             )
         return self._machines[key]
 
-    def run(self, values: list[np.ndarray]) -> list[np.ndarray]:
-        machine = self._machine([v.shape for v in values])
+    def _called(self, values: list[np.ndarray]) -> tuple[Any, list[Any]]:
+        """The function for these shapes and its arguments, which stay where they are from call to call. Raises UserError for other numbers or types."""
+        if [v.dtype for v in values] != self._types:
+            wanted = ", ".join(map(str, self._types))
+            raise UserError(
+                f"the model takes {len(self._types)} inputs ({wanted}), not {', '.join(str(v.dtype) for v in values)}"
+            )
+        key = tuple(v.shape for v in values)
+        if key not in self._calls:
+            machine = self._machine(list(key))
+            self._calls[key] = machine["main"], [self._tvm.runtime.empty(v.shape, str(v.dtype)) for v in values]
+        main, arrays = self._calls[key]
+        for array, value in zip(arrays, values, strict=True):
+            array.copyfrom(value)
         use_threads(self._threads)
-        result = machine["main"](*[self._tvm.runtime.tensor(np.ascontiguousarray(v)) for v in values])
-        rows = [result] if hasattr(result, "numpy") else list(result)
-        return [r.numpy() for r in rows]
+        return main, arrays
+
+    def run(self, values: list[np.ndarray]) -> list[np.ndarray]:
+        main, arrays = self._called(values)
+        result = main(*arrays)
+        return [np.from_dlpack(r) for r in ([result] if hasattr(result, "numpy") else result)]
 
     def layers(self, values: list[np.ndarray], repeats: int) -> list[LayerTime]:
         """Median time of each kernel call, by the kernel's name (fused operators) and place."""
+        _, arrays = self._called(values)
         machine = self._machine([v.shape for v in values])
-        use_threads(self._threads)
-        arrays = [self._tvm.runtime.tensor(np.ascontiguousarray(v)) for v in values]
         times: list[list[float]] = []
         names: list[str] = []
         place = 0

@@ -44,9 +44,12 @@ def schedule_kernel(function: Any, machine: Machine) -> tuple[Any, str, str]:
     def fresh() -> Any:
         return tvm.s_tir.Schedule(tvm.IRModule({"main": function.with_attr("global_symbol", "main")}))
 
-    sch = fresh()
     anchored, shaped = table()
-    listed = tile.names(sch)
+    try:
+        sch = fresh()
+        listed = tile.names(sch)
+    except (ScheduleError, tvm.error.InternalError, RuntimeError) as error:  # a kernel that is one opaque loop nest
+        return function, "plain loops", _line(error)
     found = [anchored[n] for n in listed if n in anchored] + [r for r in shaped if r.matches(sch)]
     why = ""
     for rule in found:

@@ -45,10 +45,11 @@ def image(g: Graph, x: Value, keep: bool = False) -> tuple[Value, tuple[int, ...
 
 def back(g: Graph, out: Value, rank: int) -> Value:
     """The inverse of `image` for a result."""
-    if rank == 4:
+    if rank == len(out.shape):
         return out
     n, c, _, w = out.shape
-    return Value(g.builder.emit(g.relax.op.reshape(out.data, (n, w, c))), (n, c, w), (0, 2, 1), out.dtype)
+    data = g.builder.emit(g.relax.op.reshape(out.data, (n, w, c)))
+    return Value(data, (n, c, w), (0, 2, 1), out.dtype, out.quantized)
 
 
 def conv_op(g: Graph, node: Node) -> Value | None:

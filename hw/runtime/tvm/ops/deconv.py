@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from deploy.errors import ToolError
 from hw.runtime.tvm.ops.conv import image
 from hw.runtime.tvm.rules import conv
 from hw.runtime.tvm.value import NHWC, Value
@@ -42,6 +43,8 @@ def phases(weight: np.ndarray, groups: int, stride: int, lead: int) -> tuple[np.
 
 def deconv_op(g: Graph, node: Node) -> Value | None:
     x = node[0]
+    if node.get("output_shape") is not None:
+        raise ToolError(f"TVM: the ConvTranspose node {node.name!r} has output_shape; give it pads, or use onnxruntime")
     weight = g.float(node[1])
     if len(x.shape) != 4 or not isinstance(weight.data, np.ndarray):
         return None
@@ -51,8 +54,7 @@ def deconv_op(g: Graph, node: Node) -> Value | None:
     extra = list(node.get("output_padding", [0, 0]))
     if (
         strides[0] != strides[1] or cut[0] != cut[1] or w.shape[2] != w.shape[3] or list(node.get("dilations", [1, 1])) != [1, 1]
-        or node.get("auto_pad", "NOTSET") != "NOTSET" or node.get("output_shape") is not None
-        or (node.get("group", 1) > 1 and w.shape[0] > 64 * 64)
+        or node.get("auto_pad", "NOTSET") != "NOTSET" or (node.get("group", 1) > 1 and w.shape[0] > 64)
     ):  # fmt: skip
         return None
     stride, groups = strides[0], node.get("group", 1)

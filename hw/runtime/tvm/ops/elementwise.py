@@ -52,13 +52,17 @@ def clip(g: Graph, node: Node) -> Value | None:
     return Value(data, x.shape, x.perm, x.dtype)
 
 
-def hard_sigmoid(g: Graph, node: Node) -> Value:
+def hard_sigmoid(g: Graph, node: Node) -> Value | None:
     x = g.float(node[0])
+    if x.constant or x.dtype != "float32":
+        return None
     return g.emit(_hard(g, x.data, node.get("alpha", 0.2), node.get("beta", 0.5)), x.shape, x.perm)
 
 
-def hard_swish(g: Graph, node: Node) -> Value:
+def hard_swish(g: Graph, node: Node) -> Value | None:
     x = g.float(node[0])
+    if x.constant or x.dtype != "float32":
+        return None
     return g.emit(g.relax.op.multiply(x.data, _hard(g, x.data, 1 / 6, 0.5)), x.shape, x.perm)
 
 
@@ -110,6 +114,11 @@ _BINARY = ("Add", "Sub", "Mul", "Div", "Pow", "Equal", "Less", "Greater", "LessO
 def binary(g: Graph, node: Node) -> Value | None:
     if len(node.inputs) != 2 or all(v is None or v.constant for v in node.inputs):
         return None
+    if node.op == "Pow" and node[1].dtype != node[0].dtype:
+        power = g.plain(g.float(node[1]))
+        if not isinstance(power.data, np.ndarray) or node[0].dtype not in ("float32", "float64"):
+            return None
+        node.inputs[1] = g.constant(power.data.astype(node[0].dtype))
     rows, shape, perm = aligned(g, [node[0], node[1]])
     if node.op == "Div" and "int" in str(rows[0].ty.dtype if hasattr(rows[0], "ty") else ""):
         return None

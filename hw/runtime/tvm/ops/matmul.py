@@ -87,7 +87,7 @@ def gemm_op(g: Graph, node: Node) -> Value | None:
     alpha, beta = node.get("alpha", 1.0), node.get("beta", 1.0)
     out = times_weight(g, a, np.ascontiguousarray(weight * np.float32(alpha) if alpha != 1 else weight))
     if len(node.inputs) > 2 and node.inputs[2] is not None and beta:
-        bias = g.float(node[2])
+        bias = g.plain(g.float(node[2]))
         data = g.const(bias.data * np.float32(beta)) if isinstance(bias.data, np.ndarray) else bias.data
         if beta != 1 and not isinstance(bias.data, np.ndarray):
             data = g.relax.op.multiply(data, g.const(np.float32(beta)))

@@ -78,7 +78,7 @@ def quantize(g: Graph, node: Node) -> Value | None:
     if scale is None or scale.size > 1 or x.constant:
         return None
     offset = 0 if zero is None else int(zero.reshape(-1)[0])
-    kind = "uint8" if zero is None else str(zero.dtype)
+    kind = {0: "uint8", 2: "uint8", 3: "int8"}.get(node.get("output_dtype", 0), "") if zero is None else str(zero.dtype)
     if kind not in ("uint8", "int8"):
         return None
     if (
@@ -145,10 +145,12 @@ def unsigned(g: Graph, x: Value) -> tuple[Value, float, int] | None:
     )
 
 
-def signed_weight(value: Value) -> tuple[np.ndarray, np.ndarray] | None:
-    """Integer weights with zero point 0 and their scales (one, or one per output); None where they are something else."""
+def signed_weight(value: Value, axis: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Integer weights with zero point 0 and their scales (one, or one per output, which is on `axis`); None where they are something else."""
     q = value.quantized
     if q is None or not isinstance(value.data, np.ndarray) or value.dtype not in ("int8", "uint8"):
+        return None
+    if q.scale.size > 1 and q.axis != axis:
         return None
     whole = value.data.transpose(np.argsort(value.perm)).astype(np.int16)
     zero = q.zero.astype(np.int16)
@@ -175,10 +177,10 @@ def next_quantizer(g: Graph, name: str) -> tuple[onnx.NodeProto, float, int, str
     return user, float(scale.data.reshape(-1)[0]), int(zero.data.reshape(-1)[0]), zero.dtype
 
 
-def finish(g: Graph, node: Node, sums: Value, bias: np.ndarray, scale: np.ndarray, channel: int) -> Value:
+def finish(g: Graph, node: Node, sums: Value, bias: np.ndarray, scale: np.ndarray, channel: int, rank: int) -> Value:
     """Integer sums [.., C] -> the node's float result, or straight to the integers of the quantizer behind it.
 
-    bias: [C] int32 in units of a sum. scale: [C] or [1]. channel: the axis of C in ONNX's order.
+    bias: [C] int32 in units of a sum. scale: [C] or [1]. channel: the axis of C in ONNX's order. rank: axes of the node's result.
     """
     op = g.relax.op
     shape = [1] * len(sums.shape)
@@ -188,11 +190,12 @@ def finish(g: Graph, node: Node, sums: Value, bias: np.ndarray, scale: np.ndarra
     found = next_quantizer(g, node.proto.output[0])
     if found is None:
         factor = g.const(np.broadcast_to(scale, bias.shape).astype(np.float32).reshape(shape))
-        return g.emit(op.multiply(number, factor), sums.shape, sums.perm)
+        return back(g, g.emit(op.multiply(number, factor), sums.shape, sums.perm), rank)
     user, step, zero, kind = found
     factor = np.broadcast_to(scale / np.float32(step), bias.shape).astype(np.float32).reshape(shape)
     scaled = g.builder.emit(op.multiply(number, g.const(factor)))
-    out = g.kernel(round_kernel(kind, 1.0, zero, False), [scaled], sums.shape, sums.perm, "requantize", pattern=0)
+    whole = g.kernel(round_kernel(kind, 1.0, zero, False), [scaled], sums.shape, sums.perm, "requantize", pattern=0)
+    out = back(g, whole, rank)
     g.values[user.output[0]] = out
     return Value(
         out.data, out.shape, out.perm, out.dtype, Quantized(np.asarray(step, np.float32), np.asarray(zero), -1)
@@ -200,22 +203,31 @@ def finish(g: Graph, node: Node, sums: Value, bias: np.ndarray, scale: np.ndarra
 
 
 def bias_of(g: Graph, node: Node, unit: np.ndarray, count: int) -> np.ndarray | None:
-    """The third input in units of a sum; None where it does not come out as integers."""
+    """The third input, one number or one per output, in units of a sum; None where it does not come out as integers."""
     value = node.inputs[2] if len(node.inputs) > 2 else None
     if value is None:
         return np.zeros(count, np.int64)
-    if not isinstance(value.data, np.ndarray):
+    if not isinstance(value.data, np.ndarray) or value.shape not in ((), (1,), (count,), (1, count)):
         return None
-    if value.quantized is not None and value.dtype == "int32":
-        return value.data.astype(np.int64).reshape(-1)
-    return np.rint(g.float(value).data.astype(np.float64).reshape(-1) / unit).astype(np.int64)
+    q = value.quantized
+    if (
+        q is not None and value.dtype == "int32" and not q.zero.any()
+        and np.allclose(q.scale.astype(np.float64), unit, rtol=1e-5, atol=0)
+    ):  # fmt: skip
+        found = value.data.astype(np.float64)
+    else:
+        with np.errstate(divide="ignore", over="ignore"):
+            found = np.rint(g.float(value).data.astype(np.float64).reshape(-1) / unit)
+    if not np.isfinite(found).all() or abs(found).max(initial=0) >= 1 << 31:
+        return None
+    return np.broadcast_to(found.reshape(-1), (count,)).astype(np.int64)
 
 
 def conv_int(g: Graph, node: Node) -> Value | None:
     """A convolution of integers; None where it must be computed in float."""
     if len(node[0].shape) not in (3, 4):
         return None
-    left, right = unsigned(g, node[0]), signed_weight(node[1])
+    left, right = unsigned(g, node[0]), signed_weight(node[1], 0)
     if left is None or right is None:
         return None
     x, x_scale, zero = left
@@ -258,7 +270,7 @@ def conv_int(g: Graph, node: Node) -> Value | None:
         return None
     if abs(bias).max() >= 1 << 31:
         return None
-    return back(g, finish(g, node, sums, bias, unit, 1), len(x.shape))
+    return finish(g, node, sums, bias, unit, 1, len(x.shape))
 
 
 def product_of(g: Graph, data: Any, shape: tuple[int, ...], weight: np.ndarray) -> Value:
@@ -275,7 +287,8 @@ def product_of(g: Graph, data: Any, shape: tuple[int, ...], weight: np.ndarray) 
 
 def matmul_int(g: Graph, node: Node) -> Value | None:
     """MatMul or Gemm of quantized activations with constant integer weights."""
-    left, right = unsigned(g, node[0]), signed_weight(node[1])
+    outputs = 0 if node.op == "Gemm" and node.get("transB", 0) else 1
+    left, right = unsigned(g, node[0]), signed_weight(node[1], outputs)
     if left is None or right is None or right[0].ndim != 2 or len(node[0].shape) < 2:
         return None
     x, x_scale, zero = left
@@ -294,10 +307,13 @@ def matmul_int(g: Graph, node: Node) -> Value | None:
     )
     if bias is None:
         return None
+    bias = bias - zero * w.astype(np.int64).sum(0)
+    if abs(bias).max() >= 1 << 31:
+        return None
     x = g.ordered(x, range(len(x.shape)), keep=True)
     sums = product_of(g, x.data, x.shape, w)
-    bias = bias - zero * w.astype(np.int64).sum(0)
-    return finish(g, node, sums, bias, unit, len(sums.shape) - 1)
+    rank = len(sums.shape)
+    return finish(g, node, sums, bias, unit, rank - 1, rank)
 
 
 def dynamic(g: Graph, node: Node) -> list[Value]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from deploy.errors import ToolError
 from hw.runtime.tvm.ops.conv import geometry, image
 from hw.runtime.tvm.rules import softmax as rule
 from hw.runtime.tvm.value import NHWC, Value
@@ -18,10 +19,10 @@ _REDUCE = {"ReduceMean": "mean", "ReduceSum": "sum", "ReduceMax": "max", "Reduce
 
 def reduce_op(g: Graph, node: Node) -> Value | None:
     x = g.float(node[0])
-    if x.constant:
+    if x.constant or (node.op in ("ReduceMean", "ReduceL2") and x.dtype != "float32"):
         return None
     axes = node.array(1) if len(node.inputs) > 1 else node.get("axes")
-    if axes is None:
+    if axes is None or len(axes) == 0:
         if node.get("noop_with_empty_axes", 0):
             return x
         axes = range(len(x.shape))
@@ -47,7 +48,7 @@ def reduce_op(g: Graph, node: Node) -> Value | None:
 def softmax(g: Graph, node: Node) -> Value | None:
     x = g.float(node[0])
     axis = node.get("axis", -1 if g.opset >= 13 else 1) % len(x.shape)
-    if (g.opset < 13 and axis != len(x.shape) - 1) or x.dtype != "float32":
+    if x.constant or (g.opset < 13 and axis != len(x.shape) - 1) or x.dtype != "float32":
         return None
     if x.perm[-1] != axis:
         x = g.ordered(x, (*(a for a in range(len(x.shape)) if a != axis), axis))
@@ -56,17 +57,29 @@ def softmax(g: Graph, node: Node) -> Value | None:
     return g.kernel(rule.compute(x.stored, g.machine.lanes), [x.data], x.shape, x.perm, "softmax", pattern=8)
 
 
+def _spread(g: Graph, value: Value, shape: tuple[int, ...]) -> Value:
+    """A scale or bias over all of the normalized axes."""
+    value = g.plain(g.float(value))
+    if value.shape == shape:
+        return value
+    if isinstance(value.data, np.ndarray):
+        return g.constant(np.ascontiguousarray(np.broadcast_to(value.data, shape)))
+    return g.emit(g.relax.op.broadcast_to(value.data, shape), shape, range(len(shape)))
+
+
 def layer_norm(g: Graph, node: Node) -> Value | None:
     """Over the last axes; they must lie last in memory, else they are moved there."""
     x = g.float(node[0])
     axis = node.get("axis", -1) % len(x.shape)
-    if any(o for o in node.proto.output[1:]):
-        return None
+    if any(g.read(o) for o in node.proto.output[1:]):
+        raise ToolError(f"TVM: the LayerNormalization node {node.name!r} gives its statistics out; use onnxruntime")
     tail = tuple(range(axis, len(x.shape)))
     if x.perm[axis:] != tail:
         x = g.plain(x)
-    scale, bias = g.float(node[1]), g.float(node[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
-    shift = g.expr(bias) if bias is not None else g.const(np.zeros(scale.shape, np.float32))
+    whole = tuple(x.shape[a] for a in tail)
+    scale = _spread(g, node[1], whole)
+    bias = _spread(g, node[2], whole) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    shift = g.expr(bias) if bias is not None else g.const(np.zeros(whole, np.float32))
     data = g.relax.op.nn.layer_norm(
         x.data, g.expr(scale), shift, axes=list(tail), epsilon=float(node.get("epsilon", 1e-5))
     )
@@ -77,7 +90,9 @@ def batch_norm(g: Graph, node: Node) -> Value | None:
     arrays = [node.inputs[i] for i in range(1, 5)]
     if any(v is None or not isinstance(v.data, np.ndarray) for v in arrays):
         return None
-    scale, bias, mean, variance = (v.data.astype(np.float64) for v in arrays if v is not None)
+    if node[0].dtype not in ("float32", "uint8", "int8"):
+        return None
+    scale, bias, mean, variance = (g.float(v).data.astype(np.float64) for v in arrays if v is not None)
     factor = scale / np.sqrt(variance + node.get("epsilon", 1e-5))
     x = g.float(node[0])
     shape = [1] * len(x.shape)
@@ -111,8 +126,10 @@ def pool(g: Graph, node: Node) -> Value | None:
     return Value(variable, (n, c, h, w), NHWC, str(variable.ty.dtype), x.quantized if keep else None)
 
 
-def global_pool(g: Graph, node: Node) -> Value:
+def global_pool(g: Graph, node: Node) -> Value | None:
     x = g.float(node[0])
+    if x.constant or x.dtype != "float32":
+        return None
     axes = [x.perm.index(a) for a in range(2, len(x.shape))]
     shape = (*x.shape[:2], *([1] * (len(x.shape) - 2)))
     if node.op == "GlobalMaxPool":

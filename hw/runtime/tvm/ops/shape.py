@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from deploy.errors import ToolError
 from hw.runtime.tvm.value import Value, reshaped, settle
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def to_shape(g: Graph, x: Value, shape: tuple[int, ...]) -> Value:
 
 def reshape(g: Graph, node: Node) -> Value:
     x, want = node[0], node.array(1)
-    assert want is not None
+    if want is None:
+        raise ToolError(f"TVM: the Reshape node {node.name!r} takes a shape that is computed; use onnxruntime")
     sizes = [int(s) for s in want]
     if not node.get("allowzero", 0):
         sizes = [x.shape[i] if s == 0 else s for i, s in enumerate(sizes)]
@@ -78,7 +80,7 @@ def _axes(node: Node, index: int = 1) -> list[int] | None:
 
 def squeeze(g: Graph, node: Node) -> Value:
     x, axes = node[0], _axes(node)
-    drop = [a % len(x.shape) for a in axes] if axes is not None else [i for i, s in enumerate(x.shape) if s == 1]
+    drop = [a % len(x.shape) for a in axes] if axes else [i for i, s in enumerate(x.shape) if s == 1]
     return to_shape(g, x, tuple(s for i, s in enumerate(x.shape) if i not in drop))
 
 
@@ -98,6 +100,7 @@ def concat(g: Graph, node: Node) -> Value | None:
     leader = max((v for v in values if not v.constant), key=lambda v: int(np.prod(v.shape)))
     same = values[0].quantized is not None and all(
         v.quantized is not None
+        and v.dtype == values[0].dtype
         and v.quantized.scale.size == 1
         and np.array_equal(v.quantized.scale, values[0].quantized.scale)
         and np.array_equal(v.quantized.zero, values[0].quantized.zero)
@@ -164,8 +167,16 @@ def gather(g: Graph, node: Node) -> Value | None:
     """One row by a constant scalar is a slice; constant indices are taken in the order that the numbers have."""
     x, index = node[0], node[1]
     axis = node.get("axis", 0) % len(x.shape)
+    if isinstance(index.data, np.ndarray):
+        index = g.constant(np.where(index.data < 0, index.data + x.shape[axis], index.data))
+    else:
+        op = g.relax.op
+        size = g.const(np.asarray(x.shape[axis], index.dtype))
+        below = g.builder.emit(op.less(index.data, g.const(np.asarray(0, index.dtype))))
+        moved = g.builder.emit(op.add(index.data, size))
+        index = g.emit(op.where(below, moved, index.data), index.shape, index.perm)
     if isinstance(index.data, np.ndarray) and not x.constant:
-        places = np.where(index.data < 0, index.data + x.shape[axis], index.data)
+        places = index.data
         if index.data.ndim == 0:
             row = cut(g, x, axis, int(places), int(places) + 1)
             return to_shape(g, row, tuple(s for i, s in enumerate(x.shape) if i != axis))
