@@ -22,7 +22,7 @@ from bench.common import BENCH, save, stamp
 from bench.runtime_networks import BUILD, LOT, WEAK, write
 from deploy.inputs import examples
 from hw import latency
-from hw.profile import specs_of
+from hw.candidates import specs_of
 from hw.runtime import runtimes
 from hw.runtime.base import Program
 

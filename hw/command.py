@@ -66,6 +66,9 @@ PROFILE = Stage(
     order=40,
     after="export",
     machine=True,
+    fleeting=lambda config: bool(
+        config.remote or config.tune_database
+    ),  # a board, tuned tiles: not known by their names
     packages=("onnx", "onnxruntime", "numpy", "apache-tvm"),
     requirements=(
         Requirement("onnxruntime", "package", "no CPU profile", "pip install onnxruntime"),

@@ -18,7 +18,7 @@ class ProfileConfig:
         "runtime to measure beside onnxruntime; all: every one installed; auto: all, with 1 and --threads threads, and the best is shipped",
         choices=("onnxruntime", "tvm", "openvino", "cuda", "tensorrt", "all", "auto"),
     )
-    threads: int = option(1, "threads of the runtime (auto: at most)", low=1)
+    threads: int = option(1, "threads of the runtime (auto: at most)", low=1, high=1024)
     samples: int = option(200, "samples per candidate, at least 100", low=1)
     eval: str = option("", "labelled data for the accuracy of every candidate (image folder, .npz, pkg.mod:function)")
     eval_samples: int = option(10000, "evaluation samples at most", low=1)

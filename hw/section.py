@@ -171,7 +171,11 @@ def section(folder: Path, manifest: dict[str, Any]) -> Section:
         ("why", record["why"]),
         ("p50", f"{chosen['latency']['p50_ms']:.3f} ms"),
         ("size", f"{chosen['bytes'] / 1e6:.2f} MB"),
-        ("peak memory", f"{record['conditions']['peak_memory_mb']:.0f} MB (process)"),
+        (
+            "peak memory",
+            ", ".join(f"{name} {size:.0f} MB" for name, size in record["memory_mb"].items())
+            + " (what loading and one run add to a process of its own)",
+        ),
     ]
     remarks = []
     plain = [k["name"] for k in record.get("kernels", []) if k["rule"] == "plain loops"]

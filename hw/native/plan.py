@@ -1,5 +1,6 @@
 """From a scheduled Relax module to a list of kernel calls over an arena: what a runner needs to know, as lines of text.
 
+s WEIGHTS INPUTS OUTPUTS ARENA TENSORS CALLS   bytes of the files and of the arena, and how many lines of each kind follow
 t KIND BITS PLACE OFFSET DIM...   a tensor; PLACE is w (weights file), i (inputs file), o (outputs file) or a (arena)
 c KERNEL TENSOR...                a call, results last
 """
@@ -14,7 +15,12 @@ import numpy as np
 from deploy.errors import ToolError
 
 ALIGN = 64
-_CODES = {"int": 0, "uint": 1, "float": 2, "bool": 1}
+KINDS = {
+    **{f"int{b}": (0, b) for b in (8, 16, 32, 64)},
+    **{f"uint{b}": (1, b) for b in (8, 16, 32, 64)},
+    **{f"float{b}": (2, b) for b in (16, 32, 64)},
+    "bool": (6, 8),
+}  # fmt: skip - DLPack's code and bits of a type
 
 
 def _bytes(shape: tuple[int, ...], dtype: str) -> int:
@@ -39,9 +45,10 @@ class Tensor:
         return _bytes(self.shape, self.dtype)
 
     def line(self) -> str:
-        kind = self.dtype.rstrip("0123456789")
-        bits = 8 * np.dtype(self.dtype).itemsize
-        return f"t {_CODES[kind]} {bits} {self.place} {self.offset} {' '.join(map(str, self.shape))}".rstrip()
+        if self.dtype not in KINDS:
+            raise ToolError(f"the runner takes no numbers of type {self.dtype}; convert the model")
+        code, bits = KINDS[self.dtype]
+        return f"t {code} {bits} {self.place} {self.offset} {' '.join(map(str, self.shape))}".rstrip()
 
 
 @dataclass
@@ -57,7 +64,7 @@ class Plan:
 
     def text(self) -> str:
         end = {p: max((t.offset + t.size for t in self.tensors if t.place == p), default=0) for p in "wio"}
-        head = f"s {end['w']} {end['i']} {end['o']} {self.arena}"
+        head = f"s {end['w']} {end['i']} {end['o']} {self.arena} {len(self.tensors)} {len(self.calls)}"
         return (
             "\n".join(
                 [head, *(t.line() for t in self.tensors), *(f"c {n} {' '.join(map(str, a))}" for n, a in self.calls)]

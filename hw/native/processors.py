@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
 
 from deploy.errors import UserError
@@ -11,12 +12,13 @@ from hw.runtime.tvm.machine import NEON, Machine, host
 
 @dataclass(frozen=True)
 class Processor:
-    """boards: the boards that carry it. flags: of the C++ compiler. emulator: () where the folder runs on this computer."""
+    """boards: the boards that carry it. machines: what `uname -m` says on them. flags: of the C++ compiler. emulator: None where the folder runs here."""
 
     name: str
     machine: Machine
     compiler: Tool
     boards: tuple[str, ...]
+    machines: tuple[str, ...]
     flags: tuple[str, ...] = ()
     emulator: tuple[Tool, tuple[str, ...]] | None = None
 
@@ -31,6 +33,7 @@ PROCESSORS = (
         _arm({"mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a53"}, "cortex-a53"),
         Tool("aarch64-linux-gnu-g++", get="apt-get install g++-aarch64-linux-gnu"),
         ("ultra96", "ultra96-v2"),
+        ("aarch64",),
         (),
         (Tool("qemu-aarch64-static", get="apt-get install qemu-user-static"), ("-cpu", "cortex-a53")),
     ),
@@ -39,10 +42,11 @@ PROCESSORS = (
         _arm({"mtriple": "armv7l-linux-gnueabihf", "mcpu": "cortex-a9", "mfloat-abi": "hard"}, "cortex-a9"),
         Tool("arm-linux-gnueabihf-g++", get="apt-get install g++-arm-linux-gnueabihf"),
         ("pynq-z1", "pynq-z2"),
+        ("armv7l",),
         ("-mcpu=cortex-a9", "-mfpu=neon"),
         (Tool("qemu-arm-static", get="apt-get install qemu-user-static"), ("-cpu", "cortex-a9")),
     ),
-    Processor("host", host(), Tool("g++", get="apt-get install g++"), ("host-cpu",)),
+    Processor("host", host(), Tool("g++", get="apt-get install g++"), ("host-cpu",), (platform.machine(),)),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import tempfile
@@ -16,7 +17,7 @@ from deploy.report.sections import Section, Table
 from deploy.tools import Tool, run, tail
 from hw.config import ProfileConfig
 from hw.native.compile import PLAN, WEIGHTS
-from hw.native.folder import PROGRAM, Folder
+from hw.native.folder import PROGRAM, Folder, agreement
 from hw.native.processors import of_board
 from hw.native.stage import FLOAT_BOUND
 
@@ -31,7 +32,10 @@ class Remote:
         if address.startswith("-") or not address.strip("@") or any(c.isspace() for c in address):
             raise UserError(f"--remote {address!r} is no address; give user@host, with the port in ssh's configuration")
         self.address, self._work = address, work
-        self._options = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=20", *(["-F", config] if config else [])]
+        if config and not Path(config).is_file():
+            raise UserError(f"--ssh-config {config} does not exist; give ssh's configuration file")
+        given = ["-F", str(Path(config).absolute())] if config else []
+        self._options = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=20", "-o", "LogLevel=ERROR", *given]
 
     def command(self, line: str) -> str:
         """Run a command there; returns what it printed. Raises ToolError with its last lines."""
@@ -43,6 +47,15 @@ class Remote:
             raise ToolError(f"ssh {self.address}: {last[-1] if last else error}", tail(log)) from error
         return log.read_text(errors="replace")
 
+    def clear(self, place: str) -> None:
+        """Stop what still runs in a folder there and remove it; a board that no longer answers hides no earlier error."""
+        here = shlex.quote(place)
+        stop = (
+            f'for p in /proc/[0-9]*; do [ "$(readlink $p/cwd)" = {here} ] && kill "${{p#/proc/}}"; done; rm -rf {here}'
+        )
+        with contextlib.suppress(ToolError):
+            self.command(stop)
+
     def copy(self, sources: list[str], target: str) -> None:
         log = self._work / "scp.log"
         try:
@@ -50,6 +63,14 @@ class Remote:
         except ToolError as error:
             last = [x for x in tail(log).splitlines() if x.strip()]
             raise ToolError(f"scp {self.address}: {last[-1] if last else error}", tail(log)) from error
+
+
+def _said(text: str, mark: str) -> str:
+    """What follows a mark in a board's output, among whatever else its shell prints. Raises ToolError."""
+    found = [x.removeprefix(mark) for x in text.splitlines() if x.startswith(mark)]
+    if not found:
+        raise ToolError(f"the board did not answer {mark!r}", text[-2000:])
+    return found[-1].strip()
 
 
 def summarise(record: dict[str, Any], size: int) -> dict[str, Any]:
@@ -76,28 +97,29 @@ def profile(config: ProfileConfig, folder: Path) -> dict[str, Any]:
         work = Path(scratch)
         want, _ = made.execute(processor, values, work)
         remote = Remote(config.remote, config.ssh_config, work)
-        place = remote.command("mktemp -d /tmp/deploy-XXXXXX").strip().splitlines()[-1]
+        machine = _said(remote.command('echo "machine:$(uname -m)"'), "machine:")
+        if machine not in processor.machines:
+            raise UserError(
+                f"{config.remote} is a {machine}, the folder is for {processor.name}; make one for that board"
+            )
+        place = _said(remote.command('echo "place:$(mktemp -d /tmp/deploy-XXXXXX)"'), "place:")
         if not place.startswith("/tmp/deploy-"):
             raise ToolError(f"{config.remote} gave no temporary folder: {place!r}")
         try:
-            sources = [str(made.path / f) for f in (PROGRAM, PLAN, WEIGHTS)] + [str(work / "inputs.bin")]
+            sources = [str(made.path.absolute() / f) for f in (PROGRAM, PLAN, WEIGHTS)] + [str(work / "inputs.bin")]
             remote.copy(sources, f"{config.remote}:{place}/")
             said = remote.command(
-                f"cd {shlex.quote(place)} && chmod +x {PROGRAM} && uname -m && ./{PROGRAM} . {config.threads} {config.samples} inputs.bin outputs.bin"
+                f"cd {shlex.quote(place)} && chmod +x {PROGRAM} && timeout {SECONDS} ./{PROGRAM} . {config.threads} {config.samples} inputs.bin outputs.bin"
             )
             remote.copy([f"{config.remote}:{place}/outputs.bin"], str(work / "there.bin"))
         finally:
-            remote.command(f"rm -rf {shlex.quote(place)}")
+            remote.clear(place)
         got = made.plan.unpack((work / "there.bin").read_bytes())
     rows = [x for x in said.splitlines() if x.startswith("{")]
     if not rows:
         raise ToolError(f"the runner on {config.remote} ended without its record", said[-2000:])
-    worst = max(
-        float(np.abs(a.astype(np.float64) - b).max() / max(np.abs(b).max(), 1e-30))
-        for a, b in zip(got, want, strict=True)
-    )
-    equal = all(np.array_equal(a, b) for a, b in zip(got, want, strict=True))
-    if worst > (FLOAT_BOUND if made.record["difference"] < FLOAT_BOUND else 0.02):
+    worst, equal, _ = agreement([got], [want])
+    if not worst <= (FLOAT_BOUND if made.record["difference"] < FLOAT_BOUND else 0.02):
         raise BoundError(
             f"{config.remote} computes something else than this computer: {worst:.1e} of the largest output"
         )
@@ -106,7 +128,7 @@ def profile(config: ProfileConfig, folder: Path) -> dict[str, Any]:
     name = f"{processor.name} on {config.remote}"
     summary = {
         "notice": "", "baseline": name, "candidates": {name: summarise(record, size)}, "chosen": name, "why": "measured on the board",
-        "conditions": {"machine": said.splitlines()[0], "threads": config.threads, "peak_memory_mb": record["peak_memory_mb"]},
+        "conditions": {"machine": machine, "threads": config.threads, "peak_memory_mb": record["peak_memory_mb"]},
     }  # fmt: skip
     detail = {**summary, "remote": config.remote, "difference": worst, "equal": equal, "wall_ms": record["wall_ms"]}
     (folder / "profile.json").write_text(json.dumps(detail, indent=1) + "\n")

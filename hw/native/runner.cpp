@@ -11,10 +11,12 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <mutex>
 #include <sstream>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -112,6 +114,7 @@ static char* Map(const std::string& path, uint64_t wanted) {
   struct stat info;
   if (file < 0 || fstat(file, &info)) Fail("cannot open " + path);
   if (uint64_t(info.st_size) < wanted) Fail(path + " is shorter than the plan says");
+  if (wanted > SIZE_MAX / 2) Fail("the plan is too large for this processor");
   if (!wanted) return nullptr;
   void* place = mmap(nullptr, size_t(info.st_size), PROT_READ, MAP_PRIVATE, file, 0);
   if (place == MAP_FAILED) Fail("cannot map " + path);
@@ -119,6 +122,7 @@ static char* Map(const std::string& path, uint64_t wanted) {
 }
 
 static char* Room(uint64_t bytes) {
+  if (bytes > SIZE_MAX / 2) Fail("the plan is too large for this processor");
   void* place = nullptr;
   if (posix_memalign(&place, 64, size_t(bytes ? bytes : 64))) Fail("out of memory");
   return static_cast<char*>(place);
@@ -126,23 +130,28 @@ static char* Room(uint64_t bytes) {
 
 static double Seconds(clockid_t clock) { timespec t; clock_gettime(clock, &t); return double(t.tv_sec) + 1e-9 * double(t.tv_nsec); }
 
+static long Number(const char* text) { char* end = nullptr; const long found = strtol(text, &end, 10); return *text && !*end ? found : -1; }
+
 struct Call { Kernel kernel; std::vector<Argument> arguments; std::string name; };
 
 int main(int argc, char** argv) {
   if (argc != 6) { fputs("usage: run FOLDER THREADS SAMPLES INPUTS OUTPUTS\n", stderr); return 2; }
   const std::string folder = argv[1];
-  const int threads = atoi(argv[2]), samples = atoi(argv[3]);
-  if (threads < 1 || samples < 0) { fputs("THREADS must be at least 1, SAMPLES at least 0\n", stderr); return 2; }
+  const long threads = Number(argv[2]), samples = Number(argv[3]);
+  if (threads < 1 || threads > 1024 || samples < 0 || samples > 1000000000) { fputs("THREADS must be 1 to 1024, SAMPLES at least 0\n", stderr); return 2; }
   std::ifstream plan(folder + "/plan.txt");
   std::string line, op;
   uint64_t weight_bytes, input_bytes, output_bytes, arena_bytes;
+  size_t tensor_count, call_count;
   if (!std::getline(plan, line)) Fail("cannot read " + folder + "/plan.txt");
-  { std::istringstream in(line); if (!(in >> op >> weight_bytes >> input_bytes >> output_bytes >> arena_bytes) || op != "s") Fail("plan.txt does not begin with its sizes"); }
+  { std::istringstream in(line); if (!(in >> op >> weight_bytes >> input_bytes >> output_bytes >> arena_bytes >> tensor_count >> call_count) || op != "s") Fail("plan.txt does not begin with its sizes"); }
   char* weights = Map(folder + "/weights.bin", weight_bytes);
   char* inputs = Map(argv[4], input_bytes);
   char* outputs = Room(output_bytes);
+  memset(outputs, 0, size_t(output_bytes));
   char* arena = Room(arena_bytes);
   std::vector<Array> arrays;
+  std::vector<bool> writable;
   std::vector<Call> calls;
   while (std::getline(plan, line)) {
     std::istringstream in(line);
@@ -152,10 +161,14 @@ int main(int argc, char** argv) {
       if (!(in >> code >> bits >> place >> offset)) Fail("plan.txt: " + line);
       auto* shape = new std::vector<int64_t>;
       int64_t size; uint64_t bytes = uint64_t(bits) / 8;
-      while (in >> size) { shape->push_back(size); bytes *= uint64_t(size); }
+      while (in >> size) {
+        if (size < 0 || __builtin_mul_overflow(bytes, uint64_t(size), &bytes)) Fail("plan.txt: " + line);
+        shape->push_back(size);
+      }
       const uint64_t limit = place == 'w' ? weight_bytes : place == 'i' ? input_bytes : place == 'o' ? output_bytes : arena_bytes;
       if (offset % 64 || offset > limit || bytes > limit - offset) Fail("plan.txt: a tensor outside of its file: " + line);
       char* base = place == 'w' ? weights : place == 'i' ? inputs : place == 'o' ? outputs : arena;
+      writable.push_back(place == 'o' || place == 'a');
       arrays.push_back({base + offset, kCpu, 0, int32_t(shape->size()), {uint8_t(code), uint8_t(bits), 1}, shape->data(), nullptr, 0});
     } else if (op == "c") {
       Call call{nullptr, {}, ""};
@@ -170,12 +183,13 @@ int main(int argc, char** argv) {
         argument.pointer = reinterpret_cast<void*>(index);
         call.arguments.push_back(argument);
       }
+      if (call.arguments.empty() || !writable[reinterpret_cast<size_t>(call.arguments.back().pointer)]) Fail("plan.txt: a result that cannot be written: " + line);
       calls.push_back(call);
     }
   }
+  if (arrays.size() != tensor_count || calls.size() != call_count) Fail("plan.txt is cut short");
   for (auto& call : calls) for (auto& argument : call.arguments) argument.pointer = &arrays[reinterpret_cast<size_t>(argument.pointer)];
-  Pool workers(threads);
-  pool = &workers;
+  try { pool = new Pool(int(threads)); } catch (const std::system_error&) { Fail("this system gives no " + std::to_string(threads) + " threads"); }
   auto once = [&] {
     for (auto& call : calls) {
       Argument result{0, 0, {0}};
@@ -185,9 +199,9 @@ int main(int argc, char** argv) {
   once();
   FILE* file = fopen(argv[5], "wb");
   if (!file || fwrite(outputs, 1, size_t(output_bytes), file) != output_bytes || fclose(file)) Fail(std::string("cannot write ") + argv[5]);
-  for (int i = 0; i < (samples ? 5 : 0); ++i) once();
+  for (long i = 0; i < (samples ? 5 : 0); ++i) once();
   std::string wall, cpu;
-  for (int i = 0; i < samples; ++i) {
+  for (long i = 0; i < samples; ++i) {
     const double w = Seconds(CLOCK_MONOTONIC), c = Seconds(CLOCK_PROCESS_CPUTIME_ID);
     once();
     char text[64];
@@ -196,6 +210,7 @@ int main(int argc, char** argv) {
   }
   rusage usage;
   getrusage(RUSAGE_SELF, &usage);
-  printf("{\"threads\": %d, \"peak_memory_mb\": %.3f, \"wall_ms\": [%s], \"cpu_ms\": [%s]}\n", threads, double(usage.ru_maxrss) / 1e3, wall.c_str(), cpu.c_str());
+  printf("{\"threads\": %ld, \"peak_memory_mb\": %.3f, \"wall_ms\": [%s], \"cpu_ms\": [%s]}\n", threads, double(usage.ru_maxrss) / 1e3, wall.c_str(), cpu.c_str());
+  delete pool;
   return 0;
 }

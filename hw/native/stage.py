@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 from deploy.errors import BoundError, ToolError
@@ -18,10 +17,10 @@ from deploy.report.sections import Section, Table
 from deploy.tools import Tool, run
 from export import onnxfile, parity
 from export.stage import FLOAT, RUNTIME, read_record
+from hw.candidates import specs_of
 from hw.native.compile import OBJECT, PLAN, WEIGHTS
-from hw.native.folder import PROGRAM, RECORD, Folder
+from hw.native.folder import PROGRAM, RECORD, Folder, agreement
 from hw.native.processors import Processor, of_board
-from hw.profile import specs_of
 from hw.runtime import runtimes
 from hw.runtime.tvm.compile import PERMIT, REFUSED
 from hw.runtime.tvm.compile import RECORD as KERNELS
@@ -87,26 +86,21 @@ def run_stage(config: Any, folder: Path) -> dict[str, Any]:
         here = runtimes()["tvm"].load(model, 1, work)
         got, want = [], []
         for row in rows:
-            got.append(made.execute(processor, row, work)[0][0])
-            want.append(here.run(row)[0])
-    if not parity.varies(want):
+            got.append(made.execute(processor, row, work)[0])
+            want.append(here.run(row))
+    if not parity.varies([row[0] for row in want]):
         raise BoundError("the model gives the same output for every input; nothing is proven by it")
-    worst = max(
-        float(np.abs(a.astype(np.float64) - b).max() / max(np.abs(b).max(), 1e-30))
-        for a, b in zip(got, want, strict=True)
-    )
-    equal = all(np.array_equal(a, b) for a, b in zip(got, want, strict=True))
+    worst, equal, steps = agreement(got, want)
     integers = any(t.dtype in ("uint8", "int8") for t in made.plan.tensors)
-    steps = sum(int((a != b).sum()) for a, b in zip(got, want, strict=True))
     bound = FLOAT_BOUND if not integers else 0.02
-    if worst > bound:
+    if not worst <= bound:
         raise BoundError(
             f"the folder for {processor.name} differs from this computer's result by {worst:.1e} of its largest output (bound {bound:g})"
         )
     proof = (
         "bit for bit equal"
         if equal
-        else f"largest difference {worst:.1e} of the largest output, {steps} of {sum(a.size for a in got)} values"
+        else f"largest difference {worst:.1e} of the largest output, {steps} of {sum(a.size for row in got for a in row)} values"
     )
     kernels = json.loads((folder / KERNELS).read_text())["kernels"]
     record |= {

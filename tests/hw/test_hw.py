@@ -18,7 +18,8 @@ from deploy.inputs import InputSpec, examples
 from export import onnxfile
 from export.parity import session
 from hw import latency, work
-from hw.profile import Candidate, choose
+from hw.candidates import Candidate
+from hw.profile import choose
 from hw.runtime import ort_kernels, runtimes
 from tests.conftest import TEST, deploy
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import platform
 import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from deploy.errors import ToolError
 from deploy.inputs import InputSpec, examples
@@ -55,6 +60,37 @@ def test_boards_compute_what_this_computer_computes(
     assert deploy("verify", str(place)).code == 0
 
 
+def two_outputs() -> onnx.ModelProto:
+    """Floats and booleans in and out; the second output is what the first is not."""
+    nodes = [
+        helper.make_node("Mul", ["x", "x"], ["square"]), helper.make_node("Where", ["mask", "square", "x"], ["y"]),
+        helper.make_node("Less", ["y", "x"], ["below"]),
+    ]  # fmt: skip
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, (3, 20)), helper.make_tensor_value_info("mask", TensorProto.BOOL, (3, 20))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (3, 20)), helper.make_tensor_value_info("below", TensorProto.BOOL, (3, 20))],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+
+
+def test_every_output_is_proven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Booleans run; a folder whose second output is wrong, or no number, is no folder. Relative paths."""
+    monkeypatch.chdir(tmp_path)
+    onnx.save(two_outputs(), "two.onnx")
+    assert deploy("native", "two.onnx", "-o", "two").code == 0
+    assert json.loads(Path("two/native.json").read_text())["equal"] and deploy("verify", "two").code == 0
+    right = Folder.execute
+    for wrong in (12345.0, np.nan):
+
+        def damaged(self: Folder, *a: Any, **k: Any) -> Any:
+            outputs, record = right(self, *a, **k)
+            return [outputs[0] * 1, *(np.full(o.shape, wrong, np.float32) for o in outputs[1:])], record  # noqa: B023
+
+        monkeypatch.setattr(Folder, "execute", damaged)
+        ran = deploy("native", "two.onnx", "--seed", "1", "-o", "bad")
+        assert ran.code == 4 and "differs" in ran.err and not Path("bad").exists()
+
+
 def test_threads_change_nothing(native: Path, tmp_path: Path) -> None:
     values = examples((SPEC,), 1)
     folder, processor = Folder(native), of_board("host-cpu")
@@ -82,6 +118,14 @@ def test_a_damaged_folder_is_refused(native: Path, tmp_path: Path) -> None:
     with pytest.raises(ToolError) as error:
         Folder(broken).execute(processor, values, tmp_path)
     assert "shorter than the plan" in error.value.log
+    shutil.copy(native / "weights.bin", broken)
+    (broken / "plan.txt").write_text("\n".join(plan.splitlines()[:-2]) + "\n")
+    with pytest.raises(ToolError) as error:
+        Folder(broken).execute(processor, values, tmp_path)
+    assert "cut short" in error.value.log
+    (broken / "native.json").write_text("{")
+    ran = deploy("profile", str(broken), "--remote", "nobody@nowhere", "-o", str(tmp_path / "p"))
+    assert ran.code == 2 and "damaged" in ran.err
     ran = deploy("profile", str(tmp_path), "--remote", "nobody@nowhere", "-o", str(tmp_path / "p"))
     assert ran.code == 2 and "deploy native" in ran.err
 
@@ -129,7 +173,7 @@ def ssh_config(tmp_path: Path) -> Iterator[Path]:
     config = tmp_path / "ssh_config"
     config.write_text(
         f"Host board\n HostName 127.0.0.1\n Port {port}\n User {getpass.getuser()}\n IdentityFile {tmp_path}/user\n IdentitiesOnly yes\n"
-        f" StrictHostKeyChecking accept-new\n UserKnownHostsFile {tmp_path}/known\n LogLevel ERROR\n"
+        f" StrictHostKeyChecking accept-new\n UserKnownHostsFile /dev/null\n"
     )
     process = subprocess.Popen(["/usr/sbin/sshd", "-D", "-f", str(server), "-E", str(tmp_path / "sshd.log")])
     for _ in range(50):
@@ -142,8 +186,10 @@ def ssh_config(tmp_path: Path) -> Iterator[Path]:
     process.wait(10)
 
 
-def test_profile_over_ssh(native: Path, ssh_config: Path, tmp_path: Path) -> None:
-    """The whole way: copy, run there, compare, bring the times back, leave nothing behind."""
+def test_profile_over_ssh(native: Path, ssh_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole way: copy, run there, compare, bring the times back, leave nothing behind. Paths are relative, as one types them."""
+    monkeypatch.chdir(tmp_path)
+    ssh_config, native = ssh_config.relative_to(tmp_path), Path(os.path.relpath(native, tmp_path))
     before = set(Path("/tmp").glob("deploy-??????"))
     out = tmp_path / "p"
     common = ["profile", str(native), "--ssh-config", str(ssh_config), "--samples", "100", "-o", str(out)]
@@ -154,6 +200,7 @@ def test_profile_over_ssh(native: Path, ssh_config: Path, tmp_path: Path) -> Non
     assert (
         record["equal"] and row["latency"]["samples"] == 100 and row["threads"] == 2 and len(record["wall_ms"]) == 100
     )
+    assert record["conditions"]["machine"] == platform.machine()
     assert 0 < row["latency"]["min_ms"] <= row["latency"]["p50_ms"] <= row["latency"]["p99_ms"]
     assert set(Path("/tmp").glob("deploy-??????")) == before
     assert deploy("report", str(out), "-o", str(tmp_path / "r")).code == 0
@@ -161,3 +208,9 @@ def test_profile_over_ssh(native: Path, ssh_config: Path, tmp_path: Path) -> Non
     assert deploy("verify", str(out)).code == 0
     bad = deploy(*common[:-1], str(tmp_path / "q"), "--remote", "127.0.0.1")
     assert bad.code == 3 and "ssh 127.0.0.1" in bad.err and not (tmp_path / "q").exists()
+    for more, said in ((["--threads", "100000"], "threads"), (["--ssh-config", "nowhere"], "does not exist")):
+        bad = deploy(*common[:-1], str(tmp_path / "q"), "--remote", "board", *more)
+        assert bad.code == 2 and said in bad.err
+    monkeypatch.setattr("hw.native.remote.of_board", lambda name: replace(of_board(name), machines=("armv7l",)))
+    bad = deploy(*common[:-1], str(tmp_path / "q"), "--remote", "board")
+    assert bad.code == 2 and "the folder is for" in bad.err and set(Path("/tmp").glob("deploy-??????")) == before

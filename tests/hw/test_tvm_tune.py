@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -47,8 +48,34 @@ def test_tuning_is_bounded_and_its_database_serves_again(tmp_path: Path, monkeyp
     path = tmp_path / "db.json"
     said = RUNTIME.tune(model(), path, 60, tmp_path)
     assert said["tried"] == 1 and said["won"] in (0, 1)
-    assert len(tune.read(path, host())) == said["won"]
-    assert RUNTIME.tune(model(), path, 0, tmp_path)["tried"] == 0, "no time, no trial"
+    assert sum(t is not None for t in tune.read(path, host()).values()) == said["won"]
+    assert RUNTIME.tune(model(), path, 60, tmp_path)["tried"] == 0, "what lost is remembered as well"
+    assert RUNTIME.tune(model(), tmp_path / "other.json", 0, tmp_path)["tried"] == 0, "no time, no trial"
+
+
+@pytest.mark.parametrize(
+    "tile", [(4, 2, 16, 64, 1), (-4, -1, -16, 64, 7), (4, 2, 16, 32, 7), (5, 2, 3, 64, 6), (99, 2, 16, 64, 1)]
+)
+def test_a_tile_that_does_not_cover_its_output_is_not_taken(tile: tuple[int, ...]) -> None:
+    (work,) = tune.workloads(model(), host())
+    poisoned = replace(host(), tiles={work.key: Tile(*tile)})
+    x = normal(1, 32, 28, 28)
+    assert np.array_equal(run(model(), [x], poisoned)[0], run(model(), [x])[0])
+
+
+def test_writers_take_turns(tmp_path: Path) -> None:
+    path = tmp_path / "db.json"
+
+    def add(who: int) -> None:
+        for index in range(20):
+            tune.write(path, host(), {f"{who} {index}": {"tile": None}})
+
+    both = [multiprocessing.get_context("fork").Process(target=add, args=(i,)) for i in range(2)]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join(60)
+    assert len(tune.read(path, host())) == 40
 
 
 def test_only_a_clear_win_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,5 +129,29 @@ def test_profile_with_tuning(fashion_run: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert ran.code == 0, ran.err
     rows = json.loads((tmp_path / "p" / "profile.json").read_text())["candidates"]
+    said = json.loads((tmp_path / "p" / "profile.json").read_text())["tuning"]
+    assert len(said) == 2 and sum(r["tried"] for r in said.values()) > 0
     tuned = {n: r for n, r in rows.items() if "tuned on tvm" in n}
-    assert len(tuned) == 2 and all(r["latency"]["samples"] >= 100 for r in tuned.values())
+    assert len(tuned) <= sum(r["won"] > 0 for r in said.values()) + 1, "a tile of one file may serve the other"
+    assert all(r["latency"]["samples"] >= 100 for r in tuned.values())
+
+
+def test_a_database_serves_without_tuning(fashion_run: Path, tmp_path: Path) -> None:
+    """Tuned tiles that another computer sent: used, compared, and a row of their own; refused where TVM is not measured."""
+    file, path = fashion_run / "export" / "float.onnx", tmp_path / "db.json"
+    rows = {}
+    for work in tune.workloads(onnx.load(file), host()):
+        height, columns, depth = tune.sizes(work)
+        rows[work.key] = {"tile": vars(candidates(height, columns, host(), depth)[1])}
+    tune.write(path, host(), rows)
+    common = ["profile", str(file), "--tune-database", str(path), "--samples", "100", "-o", str(tmp_path / "p")]
+    ran = deploy(*common, "--runtime", "tvm")
+    assert ran.code == 0, ran.err
+    found = json.loads((tmp_path / "p" / "profile.json").read_text())
+    assert "float32 tuned on tvm" in found["candidates"] and "error" not in found["candidates"]["float32 tuned on tvm"]
+    assert set(found["memory_mb"]) == {found["baseline"], found["chosen"]} and all(
+        0 <= m < 500 for m in found["memory_mb"].values()
+    )
+    assert deploy("verify", str(tmp_path / "p")).code == 0
+    ran = deploy(*common[:-1], str(tmp_path / "q"))
+    assert ran.code == 2 and "--runtime tvm" in ran.err

@@ -18,6 +18,7 @@ from deploy.errors import ToolError
 from hw.runtime.tvm.graph import Graph
 from hw.runtime.tvm.machine import Machine, host
 from hw.runtime.tvm.prepare import prepare
+from hw.runtime.tvm.rules.tile import workload
 from hw.runtime.tvm.schedule import Kernel, schedule_module
 from hw.runtime.tvm.tune import read
 
@@ -73,7 +74,12 @@ def build(model: onnx.ModelProto, machine: Machine) -> tuple[Any, dict[str, Any]
     import tvm
 
     start = time.perf_counter()
-    module, kernels, said = lower(model, machine)
+    used: set[str] = set()
+
+    def note(kind: str, shapes: tuple[Any, ...]) -> None:
+        used.update({workload(kind, shapes)} & {k for k, v in machine.tiles.items() if v is not None})
+
+    module, kernels, said = lower(model, replace(machine, asked=note))
     lowered = time.perf_counter()
     executable = tvm.compile(
         module,
@@ -82,7 +88,7 @@ def build(model: onnx.ModelProto, machine: Machine) -> tuple[Any, dict[str, Any]
     )
     record = {
         "machine": {"name": machine.name, "target": machine.target},
-        "tuned_tiles": len(machine.tiles),
+        "tuned_tiles": len(used),
         "kernels": [asdict(k) for k in kernels],
         **said,
         "lower_s": lowered - start,

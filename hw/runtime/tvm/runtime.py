@@ -88,7 +88,9 @@ def use_threads(count: int) -> None:
 class TvmProgram:
     """A compiled library in TVM's virtual machine. A model with open dimensions is compiled once for every shape that arrives."""
 
-    def __init__(self, model: onnx.ModelProto, threads: int, work: Path, database: str = "") -> None:
+    def __init__(
+        self, model: onnx.ModelProto, threads: int, work: Path, database: str = "", library: Path | None = None
+    ) -> None:
         # before TVM's first call: without these it takes half of the cores, and binds this thread to some of them
         os.environ.setdefault("TVM_NUM_THREADS", str(max(threads, len(os.sched_getaffinity(0)))))
         os.environ["TVM_BIND_THREADS"] = "0"
@@ -97,7 +99,7 @@ class TvmProgram:
         self._tvm: Any = tvm
         self._threads = threads
         self.library: Path | None = None
-        self._model, self._work, self._database = model, work, database
+        self._model, self._work, self._database, self._made = model, work, database, library
         self._machines: dict[tuple[tuple[int, ...], ...], Any] = {}
         self._calls: dict[tuple[tuple[int, ...], ...], tuple[Any, list[Any]]] = {}
         self._types = [
@@ -112,7 +114,10 @@ class TvmProgram:
         if key not in self._machines:
             folder = self._work / f"shape{len(self._machines)}"
             folder.mkdir(exist_ok=True)
-            library, self.record = compile_library(fixed(self._model, shapes), folder, self._database)
+            if self._made is not None and not self._machines:
+                library = self._made
+            else:
+                library, self.record = compile_library(fixed(self._model, shapes), folder, self._database)
             self.library = self.library or library
             self._machines[key] = self._tvm.relax.VirtualMachine(
                 self._tvm.runtime.load_module(str(library)), self._tvm.cpu()
@@ -138,7 +143,10 @@ class TvmProgram:
 
     def run(self, values: list[np.ndarray]) -> list[np.ndarray]:
         main, arrays = self._called(values)
-        result = main(*arrays)
+        try:
+            result = main(*arrays)
+        except RuntimeError as error:
+            raise ToolError(f"TVM's program failed: {str(error).strip().splitlines()[-1][:200]}") from error
         return [np.from_dlpack(r) for r in ([result] if hasattr(result, "numpy") else result)]
 
     def layers(self, values: list[np.ndarray], repeats: int) -> list[LayerTime]:
@@ -188,11 +196,13 @@ class TvmRuntime:
             else "TVM is not installed; pip install 'deploy-toolchain[tvm]'"
         )
 
-    def load(self, model: onnx.ModelProto, threads: int, work: Path, database: str = "") -> TvmProgram:
-        """database: a file of tuned tiles ('' for the rules alone)."""
+    def load(
+        self, model: onnx.ModelProto, threads: int, work: Path, database: str = "", library: Path | None = None
+    ) -> TvmProgram:
+        """database: a file of tuned tiles ('' for the rules alone). library: made of this model before, on such a machine."""
         if self.missing():
             raise ToolError(self.missing())
-        return TvmProgram(model, threads, work, database)
+        return TvmProgram(model, threads, work, database, library)
 
     def tune(self, model: onnx.ModelProto, database: Path, seconds: float, work: Path) -> dict[str, int]:
         """Tune the tiles of a model into `database` in a child process; returns how many workloads were tried and won.

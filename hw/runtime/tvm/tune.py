@@ -7,6 +7,7 @@ every model with that workload, and can be copied between computers of the same 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sys
@@ -23,7 +24,7 @@ from deploy.artifact import write_file
 from deploy.errors import UserError
 from hw.runtime.tvm.machine import Machine, host
 from hw.runtime.tvm.rules import conv, dot, matmul, qconv, qmatmul
-from hw.runtime.tvm.rules.tile import Tile, candidates
+from hw.runtime.tvm.rules.tile import Tile, candidates, workload
 
 MARGIN, TRIED, ROUNDS = 0.05, 6, 15
 SCHEMA = 1
@@ -38,11 +39,11 @@ class Workload:
 
     @property
     def key(self) -> str:
-        return f"{self.kind} {json.dumps(self.shapes)}".replace('"', "")
+        return workload(self.kind, self.shapes)
 
 
-def read(path: Path, machine: Machine) -> dict[str, Tile]:
-    """The tiles of a machine. Raises UserError for a file that is no database."""
+def read(path: Path, machine: Machine) -> dict[str, Tile | None]:
+    """The tiles of a machine, None for workloads where the rule's own won. Raises UserError for a file that is no database."""
     if not path.is_file():
         return {}
     try:
@@ -51,16 +52,19 @@ def read(path: Path, machine: Machine) -> dict[str, Tile]:
             raise UserError(
                 f"{path} is a tuning database of schema {data['schema']}, this version reads {SCHEMA}; delete it"
             )
-        return {k: Tile(**row["tile"]) for k, row in data["machines"].get(machine.name, {}).items()}
+        rows = data["machines"].get(machine.name, {})
+        return {k: None if row["tile"] is None else Tile(**row["tile"]) for k, row in rows.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no tuning database ({type(error).__name__}); delete it, or name another") from error
 
 
 def write(path: Path, machine: Machine, rows: dict[str, dict[str, Any]]) -> None:
-    """Add a machine's rows to a database."""
-    data: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"schema": SCHEMA, "machines": {}}
-    data["machines"].setdefault(machine.name, {}).update(rows)
-    write_file(path, (json.dumps(data, indent=1) + "\n").encode())
+    """Add a machine's rows to a database; writers take turns."""
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        data: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"schema": SCHEMA, "machines": {}}
+        data["machines"].setdefault(machine.name, {}).update(rows)
+        write_file(path, (json.dumps(data, indent=1) + "\n").encode())
 
 
 def workloads(model: onnx.ModelProto, machine: Machine) -> list[Workload]:
@@ -195,9 +199,8 @@ def main(source: str, database: str, seconds: str) -> int:
             continue
         tried += 1
         row = tune_one(work, machine)
-        if row is not None:
-            won += 1
-            write(path, machine, {work.key: row})
+        won += row is not None
+        write(path, machine, {work.key: row or {"tile": None}})
     sys.stdout.write(json.dumps({"tried": tried, "won": won}) + "\n")
     return 0
 

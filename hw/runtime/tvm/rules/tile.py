@@ -77,6 +77,18 @@ def candidates(
     return [t for _, t in sorted(found, key=lambda x: x[0])]
 
 
+def workload(kind: str, shapes: tuple[Any, ...]) -> str:
+    """A workload's name in a tuning database."""
+    return f"{kind} {json.dumps(shapes)}".replace('"', "")
+
+
+def whole(tile: Tile, rows: int, columns: int, machine: Machine) -> Tile | None:
+    """The tile of these rows, vectors and lanes that covers rows x columns; None where they are none of this machine's."""
+    if not (1 <= tile.rows <= rows and 1 <= tile.vectors <= 8 and tile.lanes in (machine.lanes, machine.lanes // 2, 4)):
+        return None
+    return Tile(tile.rows, tile.vectors, tile.lanes, -(-columns // tile.width) * tile.width, -(-rows // tile.rows))
+
+
 def pick(
     kind: str,
     shapes: tuple[Any, ...],
@@ -87,12 +99,12 @@ def pick(
     registers: int = 0,
     size: int = 4,
 ) -> Tile:
-    """The tuned tile of a workload, else the cheapest candidate."""
+    """The tuned tile of a workload if it covers the output, else the cheapest candidate."""
     if machine.asked is not None:
         machine.asked(kind, shapes)
     if machine.tiles:
-        tuned = machine.tiles.get(f"{kind} {json.dumps(shapes)}".replace('"', ""))
-        if isinstance(tuned, Tile):
+        tuned = machine.tiles.get(workload(kind, shapes))
+        if isinstance(tuned, Tile) and tuned == whole(tuned, rows, columns, machine):
             return tuned
     return candidates(rows, columns, machine, depth, registers, size)[0]
 

@@ -1,0 +1,66 @@
+"""Peak memory of one candidate, in a process of its own: what the process held when its libraries were loaded, and at most while it ran."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from deploy.tools import Tool, run
+from hw.runtime import runtimes
+
+_PYTHON = Tool(sys.executable)
+
+
+def peak_memory(model: onnx.ModelProto, runtime: str, threads: int, values: list[np.ndarray]) -> float:
+    """Megabytes (1e6) that loading the file and running it once add to a process that has imported the runtime. Raises ToolError."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / "model.onnx").write_bytes(model.SerializeToString())
+        np.savez(folder / "values.npz", *values)
+        log = folder / "memory.log"
+        run(_PYTHON, ["-m", "hw.memory", str(folder), runtime, str(threads)], cwd=folder, log=log, timeout=900)
+        rows = [x for x in log.read_text().splitlines() if x.startswith("{")]
+        return float(json.loads(rows[-1])["added_mb"])
+
+
+def _held(field: str) -> float:
+    """VmRSS (now) or VmHWM (peak) of this process, MB."""
+    text = Path("/proc/self/status").read_text()
+    return float(next(x.split()[1] for x in text.splitlines() if x.startswith(field))) * 1024 / 1e6
+
+
+def _forget_peak() -> float:
+    """Start a new peak here (proc(5), clear_refs); returns what is held now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _held("VmRSS")
+
+
+def main(place: str, runtime: str, threads: str) -> int:
+    folder = Path(place)
+    stored = np.load(folder / "values.npz")
+    values = [stored[n] for n in stored.files]
+    tiny = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [onnx.helper.make_node("Relu", ["x"], ["y"])], "g",
+            [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (1, 4))],
+            [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, (1, 4))],
+        ), opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=10,
+    )  # fmt: skip
+    (folder / "tiny").mkdir()
+    found = runtimes()[runtime]
+    found.load(tiny, int(threads), folder / "tiny").run([np.ones((1, 4), np.float32)])
+    before = _forget_peak()
+    (folder / "real").mkdir()
+    program = found.load(onnx.load(folder / "model.onnx"), int(threads), folder / "real")
+    program.run(values)
+    sys.stdout.write(json.dumps({"added_mb": _held("VmHWM") - before}) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
