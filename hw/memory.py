@@ -1,7 +1,9 @@
-"""Peak memory of one candidate, in a process of its own: what the process held when its libraries were loaded, and at most while it ran."""
+"""Memory of one candidate, in a process of its own: what loading and running it add to a process that has its libraries."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import sys
 import tempfile
@@ -16,8 +18,9 @@ from hw.runtime import runtimes
 _PYTHON = Tool(sys.executable)
 
 
-def peak_memory(model: onnx.ModelProto, runtime: str, threads: int, values: list[np.ndarray]) -> float:
-    """Megabytes (1e6) that loading the file and running it once add to a process that has imported the runtime. Raises ToolError."""
+def memory(model: onnx.ModelProto, runtime: str, threads: int, values: list[np.ndarray]) -> dict[str, float]:
+    """Megabytes (1e6): `peak` added while loading from Python and running, `held` privately when it has run and the file's copies in Python are gone (mapped
+    weights, which the system may drop, not counted). Raises ToolError."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "model.onnx").write_bytes(model.SerializeToString())
@@ -25,11 +28,12 @@ def peak_memory(model: onnx.ModelProto, runtime: str, threads: int, values: list
         log = folder / "memory.log"
         run(_PYTHON, ["-m", "hw.memory", str(folder), runtime, str(threads)], cwd=folder, log=log, timeout=900)
         rows = [x for x in log.read_text().splitlines() if x.startswith("{")]
-        return float(json.loads(rows[-1])["added_mb"])
+        found: dict[str, float] = json.loads(rows[-1])
+        return found
 
 
 def _held(field: str) -> float:
-    """VmRSS (now) or VmHWM (peak) of this process, MB."""
+    """VmRSS, RssAnon (now, all or private) or VmHWM (peak) of this process, MB."""
     text = Path("/proc/self/status").read_text()
     return float(next(x.split()[1] for x in text.splitlines() if x.startswith(field))) * 1024 / 1e6
 
@@ -56,9 +60,14 @@ def main(place: str, runtime: str, threads: str) -> int:
     found.load(tiny, int(threads), folder / "tiny").run([np.ones((1, 4), np.float32)])
     before = _forget_peak()
     (folder / "real").mkdir()
-    program = found.load(onnx.load(folder / "model.onnx"), int(threads), folder / "real")
+    private = _held("RssAnon")
+    model = onnx.load(folder / "model.onnx")
+    program = found.load(model, int(threads), folder / "real")
+    del model
     program.run(values)
-    sys.stdout.write(json.dumps({"added_mb": _held("VmHWM") - before}) + "\n")
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    sys.stdout.write(json.dumps({"peak": _held("VmHWM") - before, "held": _held("RssAnon") - private}) + "\n")
     return 0
 
 

@@ -21,7 +21,7 @@ from hw import latency, work
 from hw.candidates import Candidate, compare, load, other_kernels, start, tuned_tiles
 from hw.config import ProfileConfig
 from hw.layers import layer_table
-from hw.memory import peak_memory
+from hw.memory import memory
 from hw.runtime import runtimes
 
 SHIPPED = 1e-3  # integers are equal, floats are summed in another order
@@ -154,7 +154,7 @@ def run_stage(config: ProfileConfig, folder: Path) -> dict[str, Any]:
         library = getattr(chosen.program, "library", None)
         if library is not None:
             shutil.copy(library, folder / LIBRARY)
-        memory = {c.name: peak_memory(c.model, c.runtime, c.threads, values) for c in (baseline, chosen)}
+        held = {c.name: memory(c.model, c.runtime, c.threads, values) for c in (baseline, chosen)}
         layers, left, by_op = layer_table(shown.model, shown.program, baseline.model, baseline.program, values)
     peak = work.peaks(config.threads)
     (folder / BEST).write_bytes(chosen.model.SerializeToString())
@@ -180,7 +180,7 @@ def run_stage(config: ProfileConfig, folder: Path) -> dict[str, Any]:
         "chosen_runtime": chosen.runtime,
         "chosen_threads": chosen.threads,
         "why": why,
-        "memory_mb": memory,
+        "memory_mb": held,
         **({"tuning": tuning} if tuning else {}),
         "conditions": latency.conditions(config.threads),
     }

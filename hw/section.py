@@ -172,9 +172,11 @@ def section(folder: Path, manifest: dict[str, Any]) -> Section:
         ("p50", f"{chosen['latency']['p50_ms']:.3f} ms"),
         ("size", f"{chosen['bytes'] / 1e6:.2f} MB"),
         (
-            "peak memory",
-            ", ".join(f"{name} {size:.0f} MB" for name, size in record["memory_mb"].items())
-            + " (what loading and one run add to a process of its own)",
+            "memory",
+            ", ".join(
+                f"{name} {m['held']:.0f} MB held, {m['peak']:.0f} MB at most" for name, m in record["memory_mb"].items()
+            )
+            + " (what loading and running add to a process of its own)",
         ),
     ]
     remarks = []

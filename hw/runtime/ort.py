@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ FAILURES = (
     ort.capi.onnxruntime_pybind11_state.RuntimeException,
     ort.capi.onnxruntime_pybind11_state.InvalidArgument,
 )
+MAPPED = 32 << 20  # bytes of a model from which its weights are mapped
 _CPU = ("CPUExecutionProvider",)
 
 
@@ -35,9 +37,9 @@ def _options(threads: int) -> ort.SessionOptions:
 
 
 class OrtProgram:
-    """One session; the serialized model is kept for profiling sessions."""
+    """One session; the serialized model, or the file that it is in, is kept for profiling sessions."""
 
-    def __init__(self, data: bytes, threads: int, work: Path, providers: Sequence[str] = _CPU) -> None:
+    def __init__(self, data: bytes | str, threads: int, work: Path, providers: Sequence[str] = _CPU) -> None:
         self._data, self._threads, self._work, self._wanted = data, threads, work, list(providers)
         try:
             self._session = ort.InferenceSession(data, _options(threads), providers=self._wanted)
@@ -76,6 +78,15 @@ class OrtProgram:
         return [LayerTime(n, ops[n], float(np.median(t[3:]))) for n, t in times.items()]
 
 
+def mapped(model: onnx.ModelProto, work: Path) -> str:
+    """A file in `work` whose weights are beside it: ONNX Runtime maps them into memory instead of copying them."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    path = Path(tempfile.mkdtemp(dir=work)) / "mapped.onnx"  # never the file that another session has mapped
+    onnx.save_model(copy, path, save_as_external_data=True, location="mapped.bin", size_threshold=4096)
+    return str(path)
+
+
 class OrtRuntime:
     name = "onnxruntime"
 
@@ -85,7 +96,9 @@ class OrtRuntime:
     def load(self, model: onnx.ModelProto, threads: int, work: Path) -> OrtProgram:
         if any(wrong_in_ort(n) for n in model.graph.node):
             model = lower(model, ("DFT",))
-        return OrtProgram(model.SerializeToString(), threads, work)
+        return OrtProgram(
+            mapped(model, work) if model.ByteSize() > MAPPED else model.SerializeToString(), threads, work
+        )
 
 
 RUNTIME = OrtRuntime()

@@ -19,8 +19,9 @@ from export import onnxfile
 from export.parity import session
 from hw import latency, work
 from hw.candidates import Candidate
+from hw.memory import memory
 from hw.profile import choose
-from hw.runtime import ort_kernels, runtimes
+from hw.runtime import ort, ort_kernels, runtimes
 from tests.conftest import TEST, deploy
 
 
@@ -251,3 +252,24 @@ def test_unmeasured_accuracy_is_not_called_zero_loss() -> None:
     base.accuracy = {"percent": 95.0}
     name, why = choose([base, other], base, {"base": fast, "other": fast}, 1.0, True)
     assert name == "base" and "not evaluated" in why
+
+
+def test_large_weights_are_mapped(tmp_path: Path) -> None:
+    """Above MAPPED bytes ONNX Runtime reads weights from a file beside the graph: the same results, and less memory of its own."""
+    rng = np.random.default_rng(0)
+    weights = {f"w{i}": rng.standard_normal((1024, 1024)).astype(np.float32) / 32 for i in range(12)}
+    nodes = [helper.make_node("MatMul", [f"x{i}" if i else "x", f"w{i}"], [f"x{i + 1}"]) for i in range(12)]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 1024))],
+        [helper.make_tensor_value_info("x12", TensorProto.FLOAT, (1, 1024))], [numpy_helper.from_array(w, n) for n, w in weights.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    x = rng.standard_normal((1, 1024)).astype(np.float32)
+    assert model.ByteSize() > ort.MAPPED
+    first, second = ort.RUNTIME.load(model, 1, tmp_path), ort.RUNTIME.load(model, 1, tmp_path)
+    copied = ort.OrtProgram(model.SerializeToString(), 1, tmp_path)
+    want = copied.run([x])[0]
+    assert np.array_equal(first.run([x])[0], want) and np.array_equal(second.run([x])[0], want) and np.ptp(want) > 0
+    assert len(list(tmp_path.rglob("mapped.bin"))) == 2
+    held = memory(model, "onnxruntime", 1, [x])
+    assert 0 <= held["held"] < held["peak"], held
