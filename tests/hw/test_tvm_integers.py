@@ -74,10 +74,10 @@ def test_integer_convolution_is_exact(
 
 
 @pytest.mark.skipif(host() is not AMX, reason="this processor has no tile registers")
-@settings(max_examples=12, deadline=None, database=None)
+@settings(max_examples=24, deadline=None, database=None)
 @given(
-    channels=st.sampled_from([16, 20, 48, 96]), out=st.sampled_from([16, 40, 64]), height=st.integers(4, 17), width=st.integers(4, 35),
-    kernel=st.sampled_from([1, 3]), stride=st.integers(1, 2), pad=st.integers(0, 1), dilation=st.integers(1, 2), batch=st.integers(1, 2), seed=st.integers(0, 99),
+    channels=st.sampled_from([1, 3, 4, 16, 20, 48, 96]), out=st.sampled_from([16, 40, 64]), height=st.integers(4, 17), width=st.integers(4, 35),
+    kernel=st.sampled_from([1, 3, 7]), stride=st.integers(1, 2), pad=st.integers(0, 1), dilation=st.integers(1, 2), batch=st.integers(1, 2), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_tile_registers_are_exact(
     channels: int, out: int, height: int, width: int, kernel: int, stride: int, pad: int, dilation: int, batch: int, seed: int
@@ -90,7 +90,7 @@ def test_tile_registers_are_exact(
     reach = dilation * (kernel - 1)
     shape = (batch, (height + 2 * pad - reach - 1) // stride + 1, (width + 2 * pad - reach - 1) // stride + 1, out)
     assume(shape[1] > 0 and shape[2] > 0)
-    block = amx.block_for(shape[1], shape[2], channels, (stride, stride), AMX)
+    block = amx.block_for(shape[1], shape[2], channels, AMX, (stride, stride), (kernel, kernel), (dilation, dilation))
     assume(block is not None)
     rng = np.random.default_rng(seed)
     x, w = rng.integers(0, 256, (batch, height, width, channels)).astype(np.uint8), rng.integers(-128, 128, (out, channels, kernel, kernel)).astype(np.int8)  # fmt: skip

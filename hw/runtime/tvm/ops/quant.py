@@ -250,7 +250,7 @@ def conv_int(g: Graph, node: Node) -> Value | None:
     shape = (out[0], out[3], out[1], out[2])
     groups = node.get("group", 1)
     if groups == 1:
-        block = amx.block_for(out[1], out[2], c, strides, g.machine)
+        block = amx.block_for(out[1], out[2], c, g.machine, strides, (kh, kw), dilations)
         if block is not None:
             build, packed = amx.compute(out, block, strides, pads, dilations, zero), amx.pack(w, block)
         else:
@@ -276,7 +276,7 @@ def conv_int(g: Graph, node: Node) -> Value | None:
 def product_of(g: Graph, data: Any, shape: tuple[int, ...], weight: np.ndarray) -> Value:
     """u8 [.., M, K] x s8 [K, N] -> i32 [.., M, N]."""
     out = (*shape[:-1], weight.shape[1])
-    block = amx.block_for(shape[-3] if len(shape) > 2 else 1, shape[-2], shape[-1], (1, 1), g.machine)
+    block = amx.block_for(shape[-3] if len(shape) > 2 else 1, shape[-2], shape[-1], g.machine)
     if block is not None and len(shape) <= 4:
         build = amx.compute(out, block)
         return g.kernel(build, [data, amx.pack(weight.T[:, :, None, None], block)], out, range(len(out)), "qmatmul")

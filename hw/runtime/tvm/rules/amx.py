@@ -25,10 +25,20 @@ def depth_of(channels: int) -> int:
     return max(d for d in range(4, BYTES + 1, 4) if full % d == 0)
 
 
-def block_for(height: int, width: int, channels: int, strides: Sequence[int], machine: Machine) -> Block | None:
+def block_for(
+    height: int,
+    width: int,
+    channels: int,
+    machine: Machine,
+    strides: Sequence[int] = (1, 1),
+    kernel: Sequence[int] = (1, 1),
+    dilations: Sequence[int] = (1, 1),
+) -> Block | None:
     """The block for an output of height x width pixels; None where vectors do it: no such registers, too few channels, or too few pixels."""
-    depth = depth_of(channels)
-    if not machine.amx or depth < SHALLOW:
+    depth, narrow = depth_of(channels), False
+    if channels <= 4 and dilations[1] == 1 and 1 < kernel[1] <= BYTES // 4:
+        depth, narrow = 4 * kernel[1], True
+    if not machine.amx or (depth < SHALLOW and not narrow):
         return None
     found = []
     for tall, rows in itertools.product((False, True), range(4, LANES + 1)):
@@ -37,14 +47,18 @@ def block_for(height: int, width: int, channels: int, strides: Sequence[int], ma
         copied = 1.0 if waste == 1 else 1.1  # the image is copied with a border
         found.append((waste * copied * (1 + 8 / rows), tall, -rows))
     cost, tall, rows = min(found)
-    return Block(-rows, depth, tall, (int(strides[0]), int(strides[1]))) if cost < DEAR else None
+    return Block(-rows, depth, tall, (int(strides[0]), int(strides[1])), narrow) if cost < DEAR else None
 
 
 def pack(weight: np.ndarray, block: Block) -> np.ndarray:
-    """[O, I, KH, KW] -> [blocks of panels, KH, KW, I/depth, 2, depth/4, 16, 4], zeros where there is nothing."""
+    """[O, I, KH, KW] -> [blocks of panels, KH, KW, I/depth, 2, depth/4, 16, 4] ([.., KH, 1, 1, 2, KW, 16, 4] where the block is narrow), zeros where there
+    is nothing."""
     o, i, kh, kw = weight.shape
     full = np.zeros((-(-o // SPAN) * SPAN, -(-i // 4) * 4, kh, kw), np.int8)
     full[:o, :i] = weight
+    if block.narrow:
+        full = full.transpose(0, 3, 1, 2).reshape(full.shape[0], -1, kh, 1)
+        kw = 1
     split = full.reshape(-1, PANELS, LANES, full.shape[1] // block.depth, block.depth // 4, 4, kh, kw)
     return np.ascontiguousarray(split.transpose(0, 6, 7, 3, 1, 4, 2, 5))
 
@@ -90,19 +104,16 @@ def compute(
 
         def sums(b: Any, yo: Any, xo: Any, p: Any, t: Any, i: Any, h: Any, j: Any) -> Any:
             y, x_ = (yo * g + t, xo * r + i) if block.tall else (yo, (xo * g + t) * r + i)
-            pixel = image[
-                b,
-                y * strides[0] + ry * dilations[0],
-                x_ * strides[1] + rx * dilations[1],
-                rc * block.depth + rk * 4 + rl,
-            ]
+            across = x_ * strides[1] + rx * dilations[1]
+            place = (across + rk, rc * 4 + rl) if block.narrow else (across, rc * block.depth + rk * 4 + rl)
+            pixel = image[b, y * strides[0] + ry * dilations[0], *place]
             return te.sum(
                 pixel.astype("int32") * weight[p, ry, rx, rc, h, rk, j, rl].astype("int32"), axis=[ry, rx, rc, rk, rl]
             )
 
         total = te.compute(
             (n, tall_count, wide_count, blocks, *block.sums), sums, ANCHOR,
-            attrs={"block": [r, block.depth, int(block.tall), *block.strides]},
+            attrs={"block": [r, block.depth, int(block.tall), *block.strides, int(block.narrow)]},
         )  # fmt: skip
 
         def at(*index: Any) -> Any:
@@ -118,8 +129,8 @@ def compute(
 
 def schedule(sch: Any, machine: Machine) -> None:
     block = sch.get_sblock(ANCHOR)
-    rows, depth, tall, sy, sx = (int(v) for v in sch.get(block).annotations["block"])
-    start, update, store = intrinsics(Block(rows, depth, bool(tall), (sy, sx)))
+    rows, depth, tall, sy, sx, narrow = (int(v) for v in sch.get(block).annotations["block"])
+    start, update, store = intrinsics(Block(rows, depth, bool(tall), (sy, sx), bool(narrow)))
     sch.unannotate(block, "block")
     kept = sch.cache_write(block, 0, "global")
     *listed, last = [sch.get_sblock(x) for x in names(sch)]

@@ -30,16 +30,20 @@ class Block:
     """rows: of a tile of activations (2 to 16); depth: bytes multiplied at once (a multiple of 4, at most 64).
 
     tall: the two tiles are rows of an image, else they follow each other along it. strides: steps between rows of an image and between pixels.
+    narrow: pixels have four bytes, and `depth` bytes are those of neighbouring pixels.
     """
 
     rows: int
     depth: int
     tall: bool
     strides: tuple[int, int]
+    narrow: bool = False
 
     @property
     def name(self) -> str:
-        return "deploy_amx_" + "_".join(str(int(v)) for v in (self.rows, self.depth, self.tall, *self.strides))
+        return "deploy_amx_" + "_".join(
+            str(int(v)) for v in (self.rows, self.depth, self.tall, *self.strides, self.narrow)
+        )
 
     @property
     def sums(self) -> tuple[int, int, int, int]:
@@ -82,11 +86,13 @@ def _update(block: Block, whole: str) -> tuple[str, str]:
     """C += A x W: [2 x rows, depth] u8 times [depth, 2 x 16] s8."""
     r, d, (sy, sx) = block.rows, block.depth, block.strides
     shape: tuple[int, ...]
+    beyond, last = (d // 4 - 1, 4) if block.narrow else (0, d)
+    inner = " + k, l" if block.narrow else ", k * 4 + l"
     if block.tall:
-        shape, strides, place, bind = ((GROUPS - 1) * sy + 1, (r - 1) * sx + 1, d), "[s0, s1, 1]", f"t * {sy}, i * {sx}", "    s0 = T.int32()\n"  # fmt: skip
+        shape, strides, place, bind = ((GROUPS - 1) * sy + 1, (r - 1) * sx + 1 + beyond, last), "[s0, s1, 1]", f"t * {sy}, i * {sx}", "    s0 = T.int32()\n"  # fmt: skip
         second = f"{sy}, 0"
     else:
-        shape, strides, place, bind = ((GROUPS * r - 1) * sx + 1, d), "[s1, 1]", f"(t * {r} + i) * {sx}", ""
+        shape, strides, place, bind = ((GROUPS * r - 1) * sx + 1 + beyond, last), "[s1, 1]", f"(t * {r} + i) * {sx}", ""
         second = f"{r * sx}"
     first = ", ".join("0" for _ in shape[:-1])
     head = _HEAD.format(parameters="a: T.handle, w: T.handle, c: T.handle") + bind + "    s1 = T.int32()\n"
@@ -95,7 +101,7 @@ def _update(block: Block, whole: str) -> tuple[str, str]:
     head += _SUMS.format("C", "c", shape=block.sums)
     read = f"C[{whole}], A[{', '.join(f'0:{n}' for n in shape)}], W[0:{PANELS}, 0:{d // 4}, 0:{LANES}, 0:4]"
     head += _ROOT.format(reads=read, writes=f"C[{whole}]")
-    product = f"T.cast(A[{place}, k * 4 + l], 'int32') * T.cast(W[h, k, j, l], 'int32')"
+    product = f"T.cast(A[{place}{inner}], 'int32') * T.cast(W[h, k, j, l], 'int32')"
     body = f"C[t, i, h, j] = C[t, i, h, j] + {product}"
     made = head
     for b in range(PANELS):
