@@ -16,7 +16,7 @@ class ProfileConfig:
     runtime: str = option(
         "onnxruntime",
         "runtime to measure beside onnxruntime; all: every one installed; auto: all, with 1 and --threads threads, and the best is shipped",
-        choices=("onnxruntime", "tvm", "openvino", "cuda", "tensorrt", "all", "auto"),
+        choices=("onnxruntime", "tvm", "openvino", "cuda", "tensorrt", "tvm-cuda", "all", "auto"),
     )
     threads: int = option(1, "threads of the runtime (auto: at most)", low=1, high=1024)
     samples: int = option(200, "samples per candidate, at least 100", low=1)

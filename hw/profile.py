@@ -139,7 +139,9 @@ def run_stage(config: ProfileConfig, folder: Path) -> dict[str, Any]:
         candidates += tiles
         compare(candidates, values)
         running = [c for c in candidates if c.program is not None]
-        device = any(c.runtime in ("cuda", "tensorrt") for c in running)  # this thread waits for it: wall time counts
+        device = any(
+            c.runtime in ("cuda", "tensorrt", "tvm-cuda") for c in running
+        )  # this thread waits for it: wall time counts
         times = latency.measure(
             {c.name: _call(c, values) for c in running}, baseline.name, config.samples, 2 if device else config.threads
         )

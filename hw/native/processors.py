@@ -23,14 +23,14 @@ class Processor:
     emulator: tuple[Tool, tuple[str, ...]] | None = None
 
 
-def _arm(target: dict[str, object], name: str) -> Machine:
-    return Machine(name, NEON.lanes, NEON.tile, NEON.large, "", {"kind": "llvm", "mattr": ["+neon"], **target})
+def _arm(target: dict[str, object], name: str, fma: bool) -> Machine:
+    return Machine(name, NEON.lanes, NEON.tile, NEON.large, "", {"kind": "llvm", "mattr": ["+neon"], **target}, fma=fma)
 
 
 PROCESSORS = (
     Processor(
         "cortex-a53",
-        _arm({"mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a53"}, "cortex-a53"),
+        _arm({"mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a53"}, "cortex-a53", True),
         Tool("aarch64-linux-gnu-g++", get="apt-get install g++-aarch64-linux-gnu"),
         ("ultra96", "ultra96-v2"),
         ("aarch64",),
@@ -39,7 +39,7 @@ PROCESSORS = (
     ),
     Processor(
         "cortex-a9",
-        _arm({"mtriple": "armv7l-linux-gnueabihf", "mcpu": "cortex-a9", "mfloat-abi": "hard"}, "cortex-a9"),
+        _arm({"mtriple": "armv7l-linux-gnueabihf", "mcpu": "cortex-a9", "mfloat-abi": "hard"}, "cortex-a9", False),
         Tool("arm-linux-gnueabihf-g++", get="apt-get install g++-arm-linux-gnueabihf"),
         ("pynq-z1", "pynq-z2"),
         ("armv7l",),

@@ -213,7 +213,7 @@ def test_profile_auto_ships_what_it_chose(fashion_run: Path, tmp_path: Path) -> 
     assert deploy("report", str(place), "-o", str(tmp_path / "r")).code == 0
 
 
-@pytest.mark.parametrize("name", ["cuda", "tensorrt"])
+@pytest.mark.parametrize("name", ["cuda", "tensorrt", "tvm-cuda"])
 def test_a_gpu_that_is_not_there_is_refused(name: str, fashion_run: Path, tmp_path: Path) -> None:
     if not runtimes()[name].missing():
         pytest.skip("there is a GPU")

@@ -110,7 +110,7 @@ def test_tile_registers_are_exact(
 
 
 def _quotient(value: Any, step: Any, i: Any) -> Any:
-    return quotient(value[i], step)
+    return quotient(value[i], step, fma=True)
 
 
 def test_quotients_are_ieee_divisions() -> None:

@@ -14,7 +14,8 @@ class Machine:
     """lanes: float32 values of a vector register. tile, large: vector registers that a tile's sums may take, where windows
     slide and where they do not. dot: the instruction of u8 x s8 sums of four
     (`vnni512`, `vnni256`, '' for none). target: TVM's target as a dict. tiles: tuned
-    tiles by workload (tune.py). asked: told of every workload as it is met. amx: Intel's tile registers, for integers."""
+    tiles by workload (tune.py). asked: told of every workload as it is met. amx: Intel's tile registers, for integers. fma: multiplies and
+    adds with one rounding."""
 
     name: str
     lanes: int
@@ -25,6 +26,7 @@ class Machine:
     tiles: Mapping[str, Any] = field(default_factory=dict, compare=False)
     asked: Callable[[str, tuple[Any, ...]], None] | None = field(default=None, compare=False)
     amx: bool = False
+    fma: bool = True
 
     def tvm_target(self) -> Any:
         import tvm
@@ -44,7 +46,7 @@ X86 = (
     Machine("avx2", 8, 12, 12, "", {"kind": "llvm", "mcpu": "haswell"}),
 )
 NEON = Machine("neon", 4, 16, 16, "", {"kind": "llvm", "mcpu": "generic", "mattr": ["+neon"]})
-PLAIN = Machine("plain", 4, 8, 8, "", {"kind": "llvm"})
+PLAIN = Machine("plain", 4, 8, 8, "", {"kind": "llvm"}, fma=False)
 
 
 def flags() -> frozenset[str]:

@@ -44,16 +44,18 @@ def rounded(value: Any, kind: str, zero: Any, reach: tuple[Any, Any]) -> Any:
 TINY = 1e-30  # below it a step's reciprocal may be infinite
 
 
-def quotient(value: Any, step: Any) -> Any:
+def quotient(value: Any, step: Any, fma: bool) -> Any:
     """value / step as IEEE rounds it, by the step's reciprocal and one correction (Markstein 1990): a vector division takes as long as ten products."""
     from tvm import tirx
 
+    if not fma:
+        return value / step
     inverse = tirx.const(1.0, "float32") / step
     near = value * inverse
     return tirx.op.fma(tirx.op.fma(near * tirx.const(-1.0, "float32"), step, value), inverse, near)
 
 
-def round_kernel(kind: str, scale: float, zero: int, divide: bool) -> Any:
+def round_kernel(kind: str, scale: float, zero: int, divide: bool, fma: bool = False) -> Any:
     """x -> clip(round(x / scale) + zero), halves to even; times `scale` where it is a factor."""
     from tvm import te, tirx
 
@@ -66,7 +68,7 @@ def round_kernel(kind: str, scale: float, zero: int, divide: bool) -> Any:
         def one(*i: Any) -> Any:
             if not divide:
                 return rounded(x(*i) * step, kind, zero, reach)
-            return rounded(quotient(x(*i), step) if scale > TINY else x(*i) / step, kind, zero, reach)
+            return rounded(quotient(x(*i), step, fma and scale > TINY), kind, zero, reach)
 
         return te.compute(x.shape, one, "quantize")
 
@@ -89,7 +91,12 @@ def quantize(g: Graph, node: Node) -> Value | None:
         return Value(x.data, x.shape, x.perm, x.dtype)  # the same grid again
     x = g.float(x)
     return g.kernel(
-        round_kernel(kind, float(scale.reshape(-1)[0]), offset, True), [x.data], x.shape, x.perm, "quantize", pattern=0
+        round_kernel(kind, float(scale.reshape(-1)[0]), offset, True, g.machine.fma),
+        [x.data],
+        x.shape,
+        x.perm,
+        "quantize",
+        pattern=0,
     )
 
 
@@ -357,7 +364,7 @@ def dynamic(g: Graph, node: Node) -> list[Value]:
         def one(*i: Any) -> Any:
             zero = z[0].astype("int32")
             reach = tirx.Cast("float32", 0 - zero), tirx.Cast("float32", 255 - zero)
-            return rounded(quotient(v(*i), tirx.Select(s[0] == f(0), f(1), s[0])), "uint8", zero, reach)
+            return rounded(quotient(v(*i), tirx.Select(s[0] == f(0), f(1), s[0]), g.machine.fma), "uint8", zero, reach)
 
         return te.compute(v.shape, one, "dynamic_quantize")
 
