@@ -76,9 +76,11 @@ def relative(outputs: Sequence[np.ndarray], references: Sequence[np.ndarray]) ->
 
 
 def sqnr(outputs: Sequence[np.ndarray], references: Sequence[np.ndarray]) -> float:
-    """Signal to noise ratio in dB over all samples, at most 150."""
+    """Signal to noise ratio in dB over all samples, at most 150; minus infinity where an output is no finite number and its reference is."""
     signal = sum(float(np.square(r, dtype=np.float64).sum()) for r in references)
     noise = sum(float(np.square(o.astype(np.float64) - r).sum()) for o, r in zip(outputs, references, strict=True))
+    if not np.isfinite(noise):
+        return float("-inf")
     return float(min(150.0, 10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30))))
 
 

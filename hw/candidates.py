@@ -21,7 +21,6 @@ from hw.layers import by_layer
 from hw.runtime import ort_kernels, runtimes
 from hw.runtime.base import Program
 
-BASELINE = "float32 on onnxruntime"
 FLOAT_BOUND, NOISE_DB = 1e-3, 10.0  # beyond these a runtime computes something else: faults, not rounding
 
 
@@ -99,7 +98,7 @@ def load(config: ProfileConfig) -> tuple[list[Candidate], tuple[InputSpec, ...],
         raise UserError(f"{path} is neither an export folder nor an .onnx file; run deploy export first")
     model = onnxfile.load(path)
     specs = parse_inputs(config.input_shape) if config.input_shape else specs_of(model)
-    return build({"float32": model}), specs, Preprocess(), {}
+    return build({_kind(model).removesuffix(" compressed"): model}), specs, Preprocess(), {}
 
 
 def _threaded(count: int, config: ProfileConfig) -> str:
@@ -138,7 +137,7 @@ def start(candidates: Sequence[Candidate], values: list[np.ndarray], folder: Pat
             item.program = runtimes()[item.runtime].load(item.model, item.threads, place, **more)
             item.program.run(values)
         except ToolError as error:
-            if item.name == BASELINE:
+            if index == 0:
                 raise
             item.program, item.error = None, str(error)
 
@@ -225,7 +224,7 @@ def compare(candidates: Sequence[Candidate], values: list[np.ndarray]) -> None:
         got, want = item.program.run(values), first.program.run(values)
         if all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(got, want, strict=True)):
             continue
-        if item.name.startswith("float32"):
+        if _kind(item.model).startswith("float32"):
             worst = max(float(np.abs(a - b.astype(np.float64)).max() / max(np.abs(b).max(), 1e-30)) for a, b in zip(got, want, strict=True))  # fmt: skip
             if not worst <= FLOAT_BOUND:
                 item.error = f"computes something else than onnxruntime: off by {worst:.1e} of the largest output"

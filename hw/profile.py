@@ -89,7 +89,10 @@ def choose(
             if drop is not None
             else "accuracy not measured: give --eval"
         )
-        return best.name, f"{times[best.name].ratio:.2f}x faster than float32, {bound}"
+        return (
+            best.name,
+            f"{times[best.name].ratio:.2f}x faster than {'float32' if baseline.name.startswith('float32 ') else baseline.name}, {bound}",
+        )
     missed = [c.name for c in others if not fits(c.name)]
     if missed:
         drop = drops[missed[0]]

@@ -52,14 +52,14 @@ def _candidates(record: dict[str, Any]) -> list[Any]:
     )
     table = Table(
         "Latency",
-        ("candidate", "p50 ms", "p90 ms", "p99 ms", "CPU p50 ms", "times float32's speed", "MB", "verdict"),
+        ("candidate", "p50 ms", "p90 ms", "p99 ms", "CPU p50 ms", "times the baseline's speed", "MB", "verdict"),
         tuple(rows),
         note,
     )
     return [
         table,
         Bars(
-            "Speed relative to float32",
+            "Speed relative to the baseline",
             tuple(labels),
             tuple(values),
             "x",
@@ -171,15 +171,12 @@ def section(folder: Path, manifest: dict[str, Any]) -> Section:
         ("why", record["why"]),
         ("p50", f"{chosen['latency']['p50_ms']:.3f} ms"),
         ("size", f"{chosen['bytes'] / 1e6:.2f} MB"),
-        (
-            "memory",
-            ", ".join(
-                f"{name} {m['held']:.0f} MB held, {m['peak']:.0f} MB at most" for name, m in record["memory_mb"].items()
-            )
-            + " (what loading and running add to a process of its own)",
-        ),
+        ("memory", f"{record['memory_mb'][record['chosen']]['held']:.0f} MB held"),
     ]
-    remarks = []
+    remarks = [
+        "memory that loading and running add to a process of its own: "
+        + ", ".join(f"{n} holds {m['held']:.0f} MB (at most {m['peak']:.0f})" for n, m in record["memory_mb"].items())
+    ]
     plain = [k["name"] for k in record.get("kernels", []) if k["rule"] == "plain loops"]
     if plain:
         remarks.append(f"TVM kernels without a schedule of their own, run as plain loops: {', '.join(plain)}")

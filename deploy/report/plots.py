@@ -74,10 +74,11 @@ def _bars(plt, part: Bars):  # type: ignore[no-untyped-def]
             label=group or None,
             error_kw={"ecolor": "#0f172a", "lw": 1},
         )
-        for y, value in zip(ys, values, strict=True):
+        ends = [high for _, high in bounds] or values
+        for y, value, end in zip(ys, values, ends, strict=True):
             axis.annotate(
                 f"{value:,.0f} {part.unit}" if value >= 1000 else f"{value:.3g} {part.unit}",
-                (value, y),
+                (max(value, end), y),
                 xytext=(6, 0),
                 textcoords="offset points",
                 va="center",

@@ -18,10 +18,11 @@ from deploy.inputs import InputSpec, examples
 from export import onnxfile
 from export.parity import session
 from hw import latency, work
-from hw.candidates import Candidate
+from hw.candidates import Candidate, compare
 from hw.memory import memory
 from hw.profile import choose
 from hw.runtime import ort, ort_kernels, runtimes
+from hw.runtime.base import LayerTime
 from tests.conftest import TEST, deploy
 
 
@@ -273,3 +274,31 @@ def test_large_weights_are_mapped(tmp_path: Path) -> None:
     assert len(list(tmp_path.rglob("mapped.bin"))) == 2
     held = memory(model, "onnxruntime", 1, [x])
     assert 0 <= held["held"] < held["peak"], held
+
+
+def test_who_computes_something_else_leaves_the_race() -> None:
+    """Floats by their largest difference, integer files by noise, no number at all in neither."""
+    x = np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 64)
+    plain = helper.make_model(helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [], []))
+    stored = helper.make_model(helper.make_graph([helper.make_node("QuantizeLinear", ["x", "s"], ["y"])], "g", [], []))
+
+    class Fixed:
+        def __init__(self, y: np.ndarray) -> None:
+            self.y = y
+
+        def run(self, values: list[np.ndarray]) -> list[np.ndarray]:
+            return [self.y]
+
+        def layers(self, values: list[np.ndarray], repeats: int) -> list[LayerTime]:
+            return []
+
+    def left(model: onnx.ModelProto, y: np.ndarray) -> str:
+        rows = [Candidate("a", "onnxruntime", model, program=Fixed(x)), Candidate("b", "tvm", model, program=Fixed(y))]
+        compare(rows, [x])
+        assert rows[0].program is not None and (rows[1].program is None) == bool(rows[1].error)
+        return rows[1].error
+
+    assert not left(plain, x + 1e-5) and "largest output" in left(plain, x * 1.01)
+    assert not left(stored, x * 1.01) and "signal to noise" in left(stored, x[:, ::-1].copy())
+    for model in (plain, stored):
+        assert left(model, np.full_like(x, np.nan))
