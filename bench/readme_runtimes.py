@@ -67,3 +67,17 @@ def nncf() -> str:
             cells = [f"{1 / r[f'threads{n}'][name]['time_ratio']:.2f}x" for n in (1, 2)]
             body.append([r["network"], name, *cells, f"{r['sqnr_db'][name]:.1f} dB"])
     return table(["network", "", "1 thread", "2 threads", "signal to noise"], body)
+
+
+def real() -> str:
+    """MobileNetV2 with real weights: speed-up over float32 on ONNX Runtime and agreement with float, our integers and NNCF's."""
+    data = load("runtimes")["real"]
+    body = []
+    for name, found in data["accuracy"].items():
+        cells = []
+        for n in (1, 2):
+            t = data[f"threads{n}"][name]
+            cells.append(f"{1 / t['time_ratio']:.2f}x [{1 / t['high']:.2f}, {1 / t['low']:.2f}]")
+        body.append([name, *cells, f"{found['agreement_percent']:.1f} % of 200", f"{found['labels_of_20']} of 20"])
+    head = ["MobileNetV2, ImageNet weights, W8A8", "1 thread", "2 threads", "same class as float", f"labels right (float {data['float_labels_of_20']})"]  # fmt: skip
+    return table(head, body)

@@ -174,7 +174,7 @@ def nncf_part() -> None:
                     place = Path(folder) / runtime
                     place.mkdir()
                     programs[f"int8 on {runtime}"] = runtimes()[runtime].load(quantized, threads, place)
-                programs["NNCF int8 on OpenVINO"] = _Compiled(ov, theirs, threads)
+                programs["NNCF int8 on OpenVINO"] = Compiled(ov, theirs, threads)
                 want = programs["float32 on onnxruntime"].run(values)
                 row["sqnr_db"] = {n: _sqnr(p.run(values)[0], want[0]) for n, p in programs.items() if "float" not in n}
                 row[f"threads{threads}"] = {
@@ -195,7 +195,7 @@ def nncf_part() -> None:
     save("runtimes", result)
 
 
-class _Compiled:
+class Compiled:
     """An OpenVINO model that is no ONNX file, with the settings of our runtime."""
 
     def __init__(self, ov: Any, model: Any, threads: int) -> None:
