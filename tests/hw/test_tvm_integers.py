@@ -95,13 +95,16 @@ def test_tile_registers_are_exact(
     rng = np.random.default_rng(seed)
     x, w = rng.integers(0, 256, (batch, height, width, channels)).astype(np.uint8), rng.integers(-128, 128, (out, channels, kernel, kernel)).astype(np.int8)  # fmt: skip
     packed = amx.pack(w, block)
-    image, weight = te.placeholder(x.shape, "uint8", "x"), te.placeholder(packed.shape, "int8", "w")
-    sums = amx.compute(shape, block, (stride, stride), (pad,) * 4, (dilation, dilation), 7)(image, weight)
+    given = np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if block.narrow else x
+    image, weight = te.placeholder(given.shape, "uint8", "x"), te.placeholder(packed.shape, "int8", "w")
+    border = amx.border_of(shape[1], shape[2], block, (stride, stride), (pad,) * 4)
+    read = amx.pixels(border, 7)(image) if block.narrow else image
+    sums = amx.compute(shape, block, (stride, stride), (pad,) * 4, (dilation, dilation), 7)(read, weight)
     plus = te.compute(shape, lambda *i: sums(*i) + 1, "plus")
     sch = tvm.s_tir.Schedule(tvm.IRModule({"main": te.create_prim_func([image, weight, plus])}))
     amx.schedule(sch, AMX)
     got = tvm.runtime.tensor(np.zeros(shape, np.int32))
-    tvm.compile(sch.mod, target=AMX.tvm_target())["main"](tvm.runtime.tensor(x), tvm.runtime.tensor(packed), got)
+    tvm.compile(sch.mod, target=AMX.tvm_target())["main"](tvm.runtime.tensor(given), tvm.runtime.tensor(packed), got)
     filled = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=7)
     want = torch.nn.functional.conv2d(
         torch.from_numpy(filled.transpose(0, 3, 1, 2).copy()).double(), torch.from_numpy(w).double(), None, stride, 0, dilation

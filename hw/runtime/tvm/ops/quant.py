@@ -230,6 +230,15 @@ def bias_of(g: Graph, node: Node, unit: np.ndarray, count: int) -> np.ndarray | 
     return np.broadcast_to(found.reshape(-1), (count,)).astype(np.int64)
 
 
+def planar_pixels(g: Graph, x: Value, border: tuple[int, ...], zero: int) -> Value:
+    """An image of few channels as one 32-bit number per pixel."""
+    x = g.ordered(x, range(len(x.shape)), keep=True)
+    shape = x.shape if len(x.shape) == 4 else (*x.shape[:2], 1, x.shape[2])
+    data = x.data if len(x.shape) == 4 else g.builder.emit(g.relax.op.reshape(x.data, shape))
+    out = (shape[0], shape[2] + border[0] + border[2], shape[3] + border[1] + border[3])
+    return g.kernel(amx.pixels(border, zero), [data], out, range(3), "pixels", pattern=8)
+
+
 def conv_int(g: Graph, node: Node) -> Value | None:
     """A convolution of integers; None where it must be computed in float."""
     if len(node[0].shape) not in (3, 4):
@@ -260,6 +269,8 @@ def conv_int(g: Graph, node: Node) -> Value | None:
         block = amx.block_for(out[1], out[2], c, g.machine, strides, (kh, kw), dilations)
         if block is not None:
             build, packed = amx.compute(out, block, strides, pads, dilations, zero), amx.pack(w, block)
+            if block.narrow:
+                source = planar_pixels(g, x, amx.border_of(out[1], out[2], block, strides, pads), zero)
         else:
             tile = qconv.tile_for(source.stored, w.shape, out, (strides, pads, dilations), g.machine)
             build = qconv.compute(out, tile, strides, pads, dilations, zero, dot.factor(g.machine))

@@ -74,6 +74,47 @@ class _Image:
         return self.x[index[self.missing :]]
 
 
+def tiles_of(height: int, width: int, block: Block) -> tuple[int, int]:
+    """Blocks along an output's height and width."""
+    high, wide = (GROUPS, block.rows) if block.tall else (1, GROUPS * block.rows)
+    return -(-height // high), -(-width // wide)
+
+
+def border_of(
+    height: int, width: int, block: Block, strides: Sequence[int], pads: Sequence[int]
+) -> tuple[int, int, int, int]:
+    """Padding (top, left, bottom, right) of an image with what the blocks reach beyond an output of height x width."""
+    tall, wide = tiles_of(height, width, block)
+    high, across = (GROUPS, block.rows) if block.tall else (1, GROUPS * block.rows)
+    return (
+        pads[0], pads[1], pads[2] + (tall * high - height) * strides[0], pads[3] + (wide * across - width) * strides[1],
+    )  # fmt: skip
+
+
+def pixels(border: Sequence[int], zero: int) -> Any:
+    """[N, C, H, W] u8 with at most four channels -> [N, H', W'] u32 with a border of the zero point, the first channel in the low byte.
+
+    Left as plain loops: LLVM makes vectors of the innermost one, conditions included, and would not of one over channels.
+    """
+    from tvm import te, tirx
+
+    top, left, bottom, right = border
+
+    def build(x: Any) -> Any:
+        n, c, h, w = (int(s) for s in x.shape)
+
+        def at(b: Any, i: Any, j: Any) -> Any:
+            value = tirx.const(0, "uint32")
+            for k in range(c):
+                value = value | (x[b, k, i - top, j - left].astype("uint32") << tirx.const(8 * k, "uint32"))
+            inside = te.all(i >= top, i < h + top, j >= left, j < w + left)
+            return te.if_then_else(inside, value, tirx.const(sum(zero << (8 * k) for k in range(c)), "uint32"))
+
+        return te.compute((n, h + top + bottom, w + left + right), at, "pixels")
+
+    return build
+
+
 def compute(
     out: Sequence[int],
     block: Block,
@@ -82,31 +123,35 @@ def compute(
     dilations: Sequence[int] = (1, 1),
     zero: int = 0,
 ) -> Any:
-    """(image [N, H, W, I] u8, packed weights) -> [N, H', W', O] i32: sums of products, the zero point not yet taken off.
+    """(image [N, H, W, I] u8, packed weights) -> [N, H', W', O] i32: sums of products, the zero point not yet taken off. The image of a narrow block is what
+    `pixels` made of it.
 
     Of a product [.., M, I] x [I, O] the leading axes, up to two, are N and H.
     """
-    from tvm import te
+    from tvm import te, tirx
 
     from hw.runtime.tvm.rules.qconv import padded
 
     n, height, width, _ = (1,) * (4 - len(out)) + tuple(out)
     r, g = block.rows, GROUPS
-    high, wide = (g, r) if block.tall else (1, g * r)
-    tall_count, wide_count = -(-height // high), -(-width // wide)
-    extra = (tall_count * high - height) * strides[0], (wide_count * wide - width) * strides[1]
+    wide = r if block.tall else g * r
+    tall_count, wide_count = tiles_of(height, width, block)
+    border = border_of(height, width, block, strides, pads)
 
     def build(x: Any, weight: Any) -> Any:
         blocks, kh, kw, steps = (int(s) for s in weight.shape[:4])
-        image = padded(_Image(x), (pads[0], pads[1], pads[2] + extra[0], pads[3] + extra[1]), zero)
+        image = x if block.narrow else padded(_Image(x), border, zero)
         ry, rx = te.reduce_axis((0, kh), "ry"), te.reduce_axis((0, kw), "rx")
         rc, rk, rl = te.reduce_axis((0, steps), "rc"), te.reduce_axis((0, block.depth // 4), "rk"), te.reduce_axis((0, 4), "rl")  # fmt: skip
 
         def sums(b: Any, yo: Any, xo: Any, p: Any, t: Any, i: Any, h: Any, j: Any) -> Any:
             y, x_ = (yo * g + t, xo * r + i) if block.tall else (yo, (xo * g + t) * r + i)
             across = x_ * strides[1] + rx * dilations[1]
-            place = (across + rk, rc * 4 + rl) if block.narrow else (across, rc * block.depth + rk * 4 + rl)
-            pixel = image[b, y * strides[0] + ry * dilations[0], *place]
+            row = y * strides[0] + ry * dilations[0]
+            if block.narrow:
+                pixel = (image[b, row, across + rk + rc] >> (rl * 8).astype("uint32")) & tirx.const(255, "uint32")
+            else:
+                pixel = image[b, row, across, rc * block.depth + rk * 4 + rl]
             return te.sum(
                 pixel.astype("int32") * weight[p, ry, rx, rc, h, rk, j, rl].astype("int32"), axis=[ry, rx, rc, rk, rl]
             )
@@ -134,7 +179,7 @@ def schedule(sch: Any, machine: Machine) -> None:
     sch.unannotate(block, "block")
     kept = sch.cache_write(block, 0, "global")
     *listed, last = [sch.get_sblock(x) for x in names(sch)]
-    held = {ANCHOR, "conv_pad", sch.get(kept).name_hint}
+    held = {ANCHOR, "conv_pad", "pixels", sch.get(kept).name_hint}
     for other in listed:
         if sch.get(other).name_hint not in held:
             sch.compute_inline(other)

@@ -30,7 +30,7 @@ class Block:
     """rows: of a tile of activations (2 to 16); depth: bytes multiplied at once (a multiple of 4, at most 64).
 
     tall: the two tiles are rows of an image, else they follow each other along it. strides: steps between rows of an image and between pixels.
-    narrow: pixels have four bytes, and `depth` bytes are those of neighbouring pixels.
+    narrow: an image's pixels are 32-bit numbers of four bytes, and `depth` bytes are those of neighbouring pixels.
     """
 
     rows: int
@@ -85,29 +85,36 @@ def _start(block: Block, whole: str) -> tuple[str, str]:
 def _update(block: Block, whole: str) -> tuple[str, str]:
     """C += A x W: [2 x rows, depth] u8 times [depth, 2 x 16] s8."""
     r, d, (sy, sx) = block.rows, block.depth, block.strides
-    shape: tuple[int, ...]
-    beyond, last = (d // 4 - 1, 4) if block.narrow else (0, d)
-    inner = " + k, l" if block.narrow else ", k * 4 + l"
+    across = (r if block.tall else GROUPS * r) * sx - sx + 1
+    shape: list[int] = [across + d // 4 - 1] if block.narrow else [across, d]
+    place, second = ("i", 0) if block.tall else (f"(t * {r} + i)", r * sx)
+    at = [f"{place} * {sx} + k"] if block.narrow else [f"{place} * {sx}", "k * 4 + l"]
+    origins = [[0] * len(shape), [second, *[0] * (len(shape) - 1)]]
+    strides, bind = ["1"] if block.narrow else ["s1", "1"], "" if block.narrow else "    s1 = T.int32()\n"
     if block.tall:
-        shape, strides, place, bind = ((GROUPS - 1) * sy + 1, (r - 1) * sx + 1 + beyond, last), "[s0, s1, 1]", f"t * {sy}, i * {sx}", "    s0 = T.int32()\n"  # fmt: skip
-        second = f"{sy}, 0"
-    else:
-        shape, strides, place, bind = ((GROUPS * r - 1) * sx + 1 + beyond, last), "[s1, 1]", f"(t * {r} + i) * {sx}", ""
-        second = f"{r * sx}"
-    first = ", ".join("0" for _ in shape[:-1])
-    head = _HEAD.format(parameters="a: T.handle, w: T.handle, c: T.handle") + bind + "    s1 = T.int32()\n"
-    head += f"    A = T.match_buffer(a, {shape}, 'uint8', strides={strides}, offset_factor=1)\n"
+        shape, at, origins = (
+            [(GROUPS - 1) * sy + 1, *shape],
+            [f"t * {sy}", *at],
+            [[a * sy, *origins[0]] for a in (0, 1)],
+        )
+        strides, bind = ["s0", *strides], f"    s0 = T.int32()\n{bind}"
+    kind = "uint32" if block.narrow else "uint8"
+    element, step = f"A[{', '.join(at)}]", f"T.int64({4 * sx})" if block.narrow else f"T.cast(s1 * {sx}, 'int64')"
+    if block.narrow:
+        element = f"T.bitwise_and(T.shift_right({element}, T.cast(l * 8, 'uint32')), T.uint32(255))"
+    head = _HEAD.format(parameters="a: T.handle, w: T.handle, c: T.handle") + bind
+    head += f"    A = T.match_buffer(a, {tuple(shape)}, '{kind}', strides=[{', '.join(strides)}], offset_factor=1)\n"
     head += f"    W = T.match_buffer(w, ({PANELS}, {d // 4}, {LANES}, 4), 'int8', offset_factor=1)\n"
     head += _SUMS.format("C", "c", shape=block.sums)
     read = f"C[{whole}], A[{', '.join(f'0:{n}' for n in shape)}], W[0:{PANELS}, 0:{d // 4}, 0:{LANES}, 0:4]"
     head += _ROOT.format(reads=read, writes=f"C[{whole}]")
-    product = f"T.cast(A[{place}{inner}], 'int32') * T.cast(W[h, k, j, l], 'int32')"
+    product = f"T.cast({element}, 'int32') * T.cast(W[h, k, j, l], 'int32')"
     body = f"C[t, i, h, j] = C[t, i, h, j] + {product}"
     made = head
     for b in range(PANELS):
         made += _call("tileloadd64", f"T.int8({6 + b})", f"T.address_of(W[{b}, 0, 0, 0])", f"T.int64({BYTES})")
-    for a, origin in enumerate((first, second)):
-        made += _call("tileloadd64", f"T.int8({4 + a})", f"T.address_of(A[{origin}, 0])", f"T.cast(s1 * {sx}, 'int64')")
+    for a, origin in enumerate(origins):
+        made += _call("tileloadd64", f"T.int8({4 + a})", f"T.address_of(A[{', '.join(map(str, origin))}])", step)
         for b in range(PANELS):
             made += _call("tdpbusd", f"T.int8({PANELS * a + b})", f"T.int8({4 + a})", f"T.int8({6 + b})")
     return head + _loops([*block.sums, d // 4, 4], "t, i, h, j, k, l", "SSSSRR", body), made
