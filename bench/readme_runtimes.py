@@ -81,3 +81,12 @@ def real() -> str:
         body.append([name, *cells, f"{found['agreement_percent']:.1f} % of 200", f"{found['labels_of_20']} of 20"])
     head = ["MobileNetV2, ImageNet weights, W8A8", "1 thread", "2 threads", "same class as float", f"labels right (float {data['float_labels_of_20']})"]  # fmt: skip
     return table(head, body)
+
+
+def memory() -> str:
+    """What a process holds with each runtime."""
+    body = []
+    for r in load("runtimes")["memory"]["rows"]:
+        cells = [f"{m['held']:.0f} ({m['peak']:.0f})" for m in r["memory_mb"].values()]
+        body.append([r["network"], f"{r['file_mb']:.0f}", *cells])
+    return table(["network, float32", "file", "ONNX Runtime", "TVM", "OpenVINO"], body)

@@ -2,6 +2,7 @@
 
 python -m bench.runtimes float [NAME ...]   named networks, the lot and the weak spots, float32, no search
 python -m bench.runtimes int8 [NAME ...]    static integers (convolutional networks) and dynamic products (transformers)
+python -m bench.runtimes memory [NAME ...]  what a process of its own holds with each runtime
 python -m bench.runtimes nncf               ResNet18 and MobileNetV2: OpenVINO with NNCF's integers against the best of our runtimes
 """
 
@@ -23,6 +24,7 @@ from bench.runtime_networks import BUILD, LOT, WEAK, write
 from deploy.inputs import examples
 from hw import latency
 from hw.candidates import specs_of
+from hw.memory import memory
 from hw.runtime import runtimes
 from hw.runtime.base import Program
 
@@ -150,6 +152,18 @@ def int8_part(names: list[str]) -> None:
         keep("int8", measure(name, integers(name), ("onnxruntime", "tvm", "openvino")))
 
 
+def memory_part(names: list[str]) -> None:
+    rows = []
+    for name in names or ("mobilenetv2", "resnet50", "minilm"):
+        model = onnx.load(write(name, NETS))
+        values = examples(specs_of(model), 0)
+        found = {r: memory(model, r, 1, values) for r in ("onnxruntime", "tvm", "openvino")}
+        rows.append({"network": name, "file_mb": model.ByteSize() / 1e6, "memory_mb": found})
+        print(rows[-1], flush=True)
+    path = BENCH / "runtimes.json"
+    save("runtimes", {**json.loads(path.read_text()), "memory": {**stamp(), "rows": rows}})
+
+
 def nncf_part() -> None:
     """Every runtime on our QDQ file and OpenVINO on NNCF's, all relative to float32 on ONNX Runtime."""
     from hw.runtime.openvino import quiet
@@ -219,11 +233,12 @@ def _sqnr(got: np.ndarray, want: np.ndarray) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=("float", "int8", "nncf"))
+    parser.add_argument("part", choices=("float", "int8", "nncf", "memory"))
     parser.add_argument("names", nargs="*")
     args = parser.parse_args()
     NETS.mkdir(exist_ok=True)
-    {"float": lambda: float_part(args.names), "int8": lambda: int8_part(args.names), "nncf": nncf_part}[args.part]()
+    parts = {"float": float_part, "int8": int8_part, "memory": memory_part, "nncf": lambda names: nncf_part()}
+    parts[args.part](args.names)
 
 
 if __name__ == "__main__":
