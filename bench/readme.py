@@ -337,7 +337,7 @@ def prune_vision() -> str:
 
 
 TABLES = {
-    "runtimes-float": readme_runtimes.float32, "runtimes-int8": readme_runtimes.int8, "runtimes-nncf": readme_runtimes.nncf, "runtimes-real": readme_runtimes.real, "runtimes-memory": readme_runtimes.memory,
+    "runtimes-float": readme_runtimes.float32, "runtimes-int8": readme_runtimes.int8, "runtimes-nncf": readme_runtimes.nncf, "runtimes-real": readme_runtimes.real, "runtimes-memory": readme_runtimes.memory, "runtimes-steps": readme_runtimes.steps,
     "prune-text": prune_text, "prune-speed": prune_speed, "prune-vtrans": prune_vtrans, "prune-vision": prune_vision,
     "ladder": ladder, "codenet": codenet, "trees": trees, "block": block, "deform-latency": deform_latency, "fabric": fabric,
     "stability": stability, "finetune": finetune, "mixed": mixed, "convbn": convbn, "fashion": fashion, "mobilenet": mobilenet, "speed": speed, "cost": cost, "fpga": fpga,

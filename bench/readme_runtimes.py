@@ -90,3 +90,12 @@ def memory() -> str:
         cells = [f"{m['held']:.0f} ({m['peak']:.0f})" for m in r["memory_mb"].values()]
         body.append([r["network"], f"{r['file_mb']:.0f}", *cells])
     return table(["network, float32", "file", "ONNX Runtime", "TVM", "OpenVINO"], body)
+
+
+def steps() -> str:
+    """Integers of TVM that are not ONNX Runtime's, layer by layer."""
+    body = [
+        [r["network"], str(r["quantizers"]), f"{r['values']:,}", str(r["differ"]), str(r["largest"])]
+        for r in load("runtimes")["steps"]["rows"]
+    ]
+    return table(["network", "quantizers", "integers", "differ", "by at most"], body)
