@@ -18,7 +18,9 @@ from hw.runtime import runtimes
 _PYTHON = Tool(sys.executable)
 
 
-def memory(model: onnx.ModelProto, runtime: str, threads: int, values: list[np.ndarray]) -> dict[str, float]:
+def memory(
+    model: onnx.ModelProto, runtime: str, threads: int, values: list[np.ndarray], database: str = ""
+) -> dict[str, float]:
     """Megabytes (1e6): `peak` added while loading from Python and running, `held` privately when it has run and the file's copies in Python are gone (mapped
     weights, which the system may drop, not counted). Raises ToolError."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -26,7 +28,9 @@ def memory(model: onnx.ModelProto, runtime: str, threads: int, values: list[np.n
         (folder / "model.onnx").write_bytes(model.SerializeToString())
         np.savez(folder / "values.npz", *values)
         log = folder / "memory.log"
-        run(_PYTHON, ["-m", "hw.memory", str(folder), runtime, str(threads)], cwd=folder, log=log, timeout=900)
+        run(
+            _PYTHON, ["-m", "hw.memory", str(folder), runtime, str(threads), database], cwd=folder, log=log, timeout=900
+        )
         rows = [x for x in log.read_text().splitlines() if x.startswith("{")]
         found: dict[str, float] = json.loads(rows[-1])
         return found
@@ -44,7 +48,7 @@ def _forget_peak() -> float:
     return _held("VmRSS")
 
 
-def main(place: str, runtime: str, threads: str) -> int:
+def main(place: str, runtime: str, threads: str, database: str = "") -> int:
     folder = Path(place)
     stored = np.load(folder / "values.npz")
     values = [stored[n] for n in stored.files]
@@ -62,7 +66,7 @@ def main(place: str, runtime: str, threads: str) -> int:
     (folder / "real").mkdir()
     private = _held("RssAnon")
     model = onnx.load(folder / "model.onnx")
-    program = found.load(model, int(threads), folder / "real")
+    program = found.load(model, int(threads), folder / "real", **({"database": database} if database else {}))
     del model
     program.run(values)
     gc.collect()

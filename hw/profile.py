@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from deploy import data
-from deploy.errors import DeployError, UserError
+from deploy.errors import DeployError, ToolError, UserError
 from deploy.inputs import InputSpec, examples
 from deploy.progress import track
 from export import onnxfile, parity
@@ -159,7 +159,13 @@ def run_stage(config: ProfileConfig, folder: Path) -> dict[str, Any]:
         library = getattr(chosen.program, "library", None)
         if library is not None:
             shutil.copy(library, folder / LIBRARY)
-        held = {c.name: memory(c.model, c.runtime, c.threads, values) for c in (baseline, chosen)}
+        held: dict[str, dict[str, float]] = {}
+        unmeasured: dict[str, str] = {}
+        for item in (baseline, chosen):
+            try:
+                held[item.name] = memory(item.model, item.runtime, item.threads, values, item.database)
+            except ToolError as error:
+                unmeasured[item.name] = str(error)
         layers, left, by_op = layer_table(shown.model, shown.program, baseline.model, baseline.program, values)
     peak = work.peaks(config.threads)
     (folder / BEST).write_bytes(chosen.model.SerializeToString())
@@ -186,6 +192,7 @@ def run_stage(config: ProfileConfig, folder: Path) -> dict[str, Any]:
         "chosen_threads": chosen.threads,
         "why": why,
         "memory_mb": held,
+        **({"memory_unmeasured": unmeasured} if unmeasured else {}),
         **({"tuning": tuning} if tuning else {}),
         "conditions": latency.conditions(config.threads),
     }

@@ -141,6 +141,12 @@ def _layers(record: dict[str, Any]) -> list[Any]:
     return [bars, plot, table]
 
 
+def _memory(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Nothing where it was not measured (records of earlier versions, a child that failed)."""
+    found = record.get("memory_mb", {}).get(record["chosen"])
+    return [("memory", f"{found['held']:.0f} MB held")] if found else []
+
+
 def section(folder: Path, manifest: dict[str, Any]) -> Section:
     """Latency with its method, layers, roofline, what stayed in float."""
     record = json.loads((folder / RECORD).read_text())
@@ -171,11 +177,14 @@ def section(folder: Path, manifest: dict[str, Any]) -> Section:
         ("why", record["why"]),
         ("p50", f"{chosen['latency']['p50_ms']:.3f} ms"),
         ("size", f"{chosen['bytes'] / 1e6:.2f} MB"),
-        ("memory", f"{record['memory_mb'][record['chosen']]['held']:.0f} MB held"),
+        *_memory(record),
     ]
-    remarks = [
-        "memory that loading and running add to a process of its own: "
-        + ", ".join(f"{n} holds {m['held']:.0f} MB (at most {m['peak']:.0f})" for n, m in record["memory_mb"].items())
+    remarks = []
+    if record.get("memory_mb"):
+        rows = (f"{n} holds {m['held']:.0f} MB (at most {m['peak']:.0f})" for n, m in record["memory_mb"].items())
+        remarks.append(f"memory that loading and running add to a process of its own: {', '.join(rows)}")
+    remarks += [
+        f"memory of {name} was not measured: {why}" for name, why in record.get("memory_unmeasured", {}).items()
     ]
     plain = [k["name"] for k in record.get("kernels", []) if k["rule"] == "plain loops"]
     if plain:

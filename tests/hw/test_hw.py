@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ from deploy.inputs import InputSpec, examples
 from export import onnxfile
 from export.parity import session
 from hw import latency, work
-from hw.candidates import Candidate, compare
+from hw.candidates import Candidate, compare, strays
 from hw.memory import memory
 from hw.profile import choose
 from hw.runtime import ort, ort_kernels, runtimes
@@ -276,29 +277,73 @@ def test_large_weights_are_mapped(tmp_path: Path) -> None:
     assert 0 <= held["held"] < held["peak"], held
 
 
+@pytest.mark.parametrize(
+    "got,want,integers,said",
+    [
+        ([1.0, 2.0], [1.0, 2.00001], False, ""),
+        ([1.0, 2.02], [1.0, 2.0], False, "largest output"),
+        ([1.0, 2.02], [1.0, 2.0], True, ""),
+        ([2.0, 1.0], [1.0, 2.0], True, "signal to noise"),
+        ([1.0, -np.inf], [1.00001, -np.inf], False, ""),
+        ([1.0, np.nan], [1.00001, np.nan], False, ""),
+        ([1.0, np.nan], [1.00001, 3.0], False, "no finite"),
+        ([1.0, np.nan], [1.00001, 3.0], True, "no finite"),
+        ([1.0, np.inf], [1.0, -np.inf], True, "no finite"),
+        ([[1.0, 2.0]], [1.0, 2.0], False, "in place of"),
+        ([], [], False, ""),
+    ],
+)
+def test_what_strays(got: list[float], want: list[float], integers: bool, said: str) -> None:
+    found = strays(np.asarray(got, np.float32), np.asarray(want, np.float32), integers)
+    assert said in found and bool(found) == bool(said)
+
+
+def test_integers_stray_by_their_number() -> None:
+    classes = np.arange(100)
+    assert not strays(np.where(classes == 5, 6, classes), classes, False) and strays(classes[::-1], classes, False)
+    assert "int64" in strays(classes.astype(np.int32), classes, False)
+
+
 def test_who_computes_something_else_leaves_the_race() -> None:
-    """Floats by their largest difference, integer files by noise, no number at all in neither."""
     x = np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 64)
     plain = helper.make_model(helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [], []))
     stored = helper.make_model(helper.make_graph([helper.make_node("QuantizeLinear", ["x", "s"], ["y"])], "g", [], []))
 
     class Fixed:
-        def __init__(self, y: np.ndarray) -> None:
-            self.y = y
+        def __init__(self, *y: np.ndarray) -> None:
+            self.y = list(y)
 
         def run(self, values: list[np.ndarray]) -> list[np.ndarray]:
-            return [self.y]
+            return self.y
 
         def layers(self, values: list[np.ndarray], repeats: int) -> list[LayerTime]:
             return []
 
-    def left(model: onnx.ModelProto, y: np.ndarray) -> str:
-        rows = [Candidate("a", "onnxruntime", model, program=Fixed(x)), Candidate("b", "tvm", model, program=Fixed(y))]
+    def left(model: onnx.ModelProto, *y: np.ndarray) -> str:
+        rows = [
+            Candidate("a", "onnxruntime", model, program=Fixed(x, x)),
+            Candidate("b", "tvm", model, program=Fixed(*y)),
+        ]
         compare(rows, [x])
         assert rows[0].program is not None and (rows[1].program is None) == bool(rows[1].error)
         return rows[1].error
 
-    assert not left(plain, x + 1e-5) and "largest output" in left(plain, x * 1.01)
-    assert not left(stored, x * 1.01) and "signal to noise" in left(stored, x[:, ::-1].copy())
-    for model in (plain, stored):
-        assert left(model, np.full_like(x, np.nan))
+    assert not left(plain, x, x + 1e-5) and "largest output" in left(plain, x, x * 1.01)
+    assert not left(stored, x, x * 1.01) and "signal to noise" in left(stored, x, x[:, ::-1].copy())
+    assert "number of outputs" in left(plain, x)
+
+
+def test_a_missing_memory_figure_costs_no_profile(
+    fashion_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> dict[str, float]:
+        raise ToolError("python failed with exit code -9")
+
+    monkeypatch.setattr("hw.profile.memory", fails)
+    place = tmp_path / "p"
+    ran = deploy("profile", str(fashion_run / "export" / "float.onnx"), "--samples", "100", "-o", str(place))
+    assert ran.code == 0, ran.err
+    record = json.loads((place / "profile.json").read_text())
+    assert record["memory_mb"] == {} and "exit code -9" in next(iter(record["memory_unmeasured"].values()))
+    assert deploy("report", str(place), "-o", str(tmp_path / "r")).code == 0
+    assert "was not measured" in (tmp_path / "r" / "report.html").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,9 @@ def against(model: onnx.ModelProto, values: list[np.ndarray], bound: float, refe
         want = session.run(None, dict(zip(names, values, strict=True)))[0]
     got, _ = run(model, values)
     assert got.shape == want.shape and got.dtype == want.dtype
-    assert np.abs(got.astype(np.float64) - want).max() <= bound * max(1.0, float(np.abs(want).max()))
+    assert not np.isnan(got).any() and np.abs(got.astype(np.float64) - want).max() <= bound * max(
+        1.0, float(np.abs(want).max())
+    )
 
 
 LINE = (1, 8, 9)
@@ -130,6 +133,10 @@ FLOAT_FORMS: dict[str, tuple[list[Any], dict[str, tuple[int, ...]], Weights]] = 
         [N("Resize", ["x", "", "f", "o"], ["y"], mode="linear", coordinate_transformation_mode="align_corners")],
         {"x": (1, 2, 5, 6)}, {"f": factors(), "o": sizes(1, 2, 11, 9)},
     ),
+    "a size that the scale leaves": (
+        [N("Resize", ["x", "", "f"], ["y"], mode="linear")], {"x": (1, 1, 4, 5)}, {"f": factors(1, 1, 2, 1.15)},
+    ),
+    "scales that change no size": ([N("Resize", ["x", "", "f"], ["y"], mode="linear")], {"x": (1, 1, 4, 5)}, {"f": factors(1, 1, 1.1, 1.15)}),
     "sum over no axes is over all": ([N("ReduceSum", ["x", "a"], ["y"], keepdims=0)], {"x": (3, 4)}, {"a": sizes()}),
     "power with an integer": ([N("Pow", ["x", "e"], ["y"])], {"x": (3, 4)}, {"e": np.asarray(2, np.int64)}),
     "scale of one number": ([N("LayerNormalization", ["x", "w"], ["y"])], {"x": (3, 5)}, {"w": factors(1.5)}),
@@ -190,6 +197,14 @@ def test_a_quantized_file_with_functions() -> None:
 @pytest.mark.parametrize(
     "nodes,weights",
     [
+        (
+            [
+                N("SequenceConstruct", ["k", "k"], ["q"]),
+                N("ConcatFromSequence", ["q"], ["c"], axis=1),
+                N("Add", ["x", "c"], ["y"]),
+            ],
+            {"k": normal(1, 2, 1, 1)},
+        ),
         ([N("ConvTranspose", ["x", "w"], ["y"], output_shape=[9, 9], strides=[2, 2])], {"w": normal(4, 4, 3, 3)}),
         ([N("LayerNormalization", ["x", "g"], ["n", "y"])], {"g": normal(5)}),
         ([N("MaxPool", ["x"], ["m", "i"], kernel_shape=[2, 2]), N("Cast", ["i"], ["y"], to=TensorProto.FLOAT)], {}),
@@ -213,3 +228,70 @@ def test_numbers_without_axes_and_inputs_of_another_kind(tmp_path: Path) -> None
     model.graph.input[0].type.tensor_type.ClearField("shape")
     with pytest.raises(UserError, match="no shape"):
         RUNTIME.load(model, 1, tmp_path)
+
+
+@pytest.mark.parametrize("opset,op", [(9, "Upsample"), (10, "Resize"), (11, "Resize"), (12, "Resize")])
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_resizes_of_older_files(opset: int, op: str, mode: str) -> None:
+    inputs = ["x", "roi", "f"] if opset > 10 else ["x", "f"]
+    weights = {"f": factors(1, 1, 2, 1.5), **({"roi": factors()} if opset > 10 else {})}
+    model = network([N(op, inputs, ["y"], mode=mode)], {"x": (1, 2, 5, 6)}, weights)
+    model.opset_import[0].version = opset
+    against(model, [normal(1, 2, 5, 6)], 2e-6)
+
+
+def test_what_is_far_out_is_clipped_to_its_side() -> None:
+    x = np.asarray([[-np.inf, -3.4e38, -1e38, -1e9, -1.0, 0.0, 1.0, 1e9, 1e38, 3.4e38, np.inf]], np.float32)
+    for kind in (np.uint8, np.int8):
+        weights = {"s": np.float32(0.05), "z": np.asarray(3, kind)}
+        nodes = [N("QuantizeLinear", ["x", "s", "z"], ["q"]), N("DequantizeLinear", ["q", "s", "z"], ["y"])]
+        against(network(nodes, {"x": x.shape}, {k: np.asarray(v) for k, v in weights.items()}), [x], 0)
+
+
+def test_ranges_of_tiny_numbers() -> None:
+    nodes = [N("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]), N("Cast", ["q"], ["y"], to=TensorProto.FLOAT)]
+    for top in (1e-37, 1e-31, 1e-20):
+        against(network(nodes, {"x": (1, 16)}, {}), [np.linspace(0, top, 16, dtype=np.float32)[None]], 0)
+
+
+def test_outputs_are_the_callers_own(tmp_path: Path) -> None:
+    """Inputs, constants and other outputs seen under another name or shape: a later run must not write into what an earlier one gave."""
+    nodes = [
+        N("Identity", ["x"], ["a"]), N("Reshape", ["x", "flat"], ["b"]), N("Identity", ["k"], ["c"]), N("Relu", ["x"], ["d"]),
+        N("Reshape", ["d", "flat"], ["e"]),
+    ]  # fmt: skip
+    model = network(nodes, {"x": (2, 3)}, {"flat": sizes(6), "k": np.ones(3, np.float32)}, "a")
+    model.graph.output.extend(helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in "bcde")
+    program = RUNTIME.load(model, 1, tmp_path)
+    first = program.run([normal(2, 3)])
+    kept = [f.copy() for f in first]
+    first[2][:] *= 5
+    first[4][:] = 9
+    second = program.run([normal(2, 3, seed=1)])
+    assert (
+        np.array_equal(second[2], np.ones(3))
+        and np.array_equal(first[0], kept[0])
+        and np.array_equal(first[1], kept[1])
+    )
+    assert np.array_equal(first[3], kept[3]) and not np.array_equal(first[0], second[0])
+
+
+def test_a_program_on_two_threads(tmp_path: Path) -> None:
+    program = RUNTIME.load(
+        network([N("MatMul", ["x", "w"], ["m"]), N("Relu", ["m"], ["y"])], {"x": (64, 64)}, {"w": normal(64, 64)}),
+        1,
+        tmp_path,
+    )
+    inputs = [normal(64, 64, seed=i) for i in range(4)]
+    want = [program.run([x])[0] for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        for got in (list(pool.map(lambda x: program.run([x])[0], inputs)) for _ in range(20)):
+            assert all(map(np.array_equal, got, want))
+
+
+def test_constants_in_types_that_numpy_borrows() -> None:
+    import ml_dtypes
+
+    nodes = [*read(), N("Cast", ["k"], ["f"], to=TensorProto.FLOAT), N("Add", ["xd", "f"], ["y"])]
+    weights = {**{k: np.asarray(v) for k, v in X.items()}, "k": normal(4).astype(ml_dtypes.bfloat16)}
+    against(network(nodes, {"x": (3, 4)}, weights), [normal(3, 4)], 1e-6)

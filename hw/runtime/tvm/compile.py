@@ -76,8 +76,8 @@ def build(model: onnx.ModelProto, machine: Machine) -> tuple[Any, dict[str, Any]
     start = time.perf_counter()
     used: set[str] = set()
 
-    def note(kind: str, shapes: tuple[Any, ...]) -> None:
-        used.update({workload(kind, shapes)} & {k for k, v in machine.tiles.items() if v is not None})
+    def note(kind: str, shapes: tuple[Any, ...], tuned: bool) -> None:
+        used.update([workload(kind, shapes)] if tuned else [])
 
     module, kernels, said = lower(model, replace(machine, asked=note))
     lowered = time.perf_counter()

@@ -190,6 +190,8 @@ class Graph:
         """An operator by TVM's importer, in ONNX's order."""
         import tvm
 
+        if "Sequence" in node.op:  # TVM's importer does not end on some of them
+            raise ToolError(f"TVM takes no sequences of tensors ({node.op}, node {node.name!r}); use onnxruntime")
         inputs = [None if v is None else self.expr(self.plain(v)) for v in node.inputs]
         try:
             attributes = self._importer._parse_attr(node.proto.attribute)
@@ -227,9 +229,14 @@ class Graph:
             return False
         known = {i: self.plain(self.values[i]).data for i in dict.fromkeys(node.proto.input) if i}
         outputs = [o for o in node.proto.output if o]
-        for name, array in zip(outputs, evaluate(node.proto, known, outputs, self.opset), strict=False):
-            self.values[name] = of_array(np.asarray(array))
-        return all(o in self.values for o in outputs)
+        if node.op == "Constant" and "value" in node.attributes:
+            found: list[Any] = [numpy_helper.to_array(node.attributes["value"])]
+        else:
+            found = evaluate(node.proto, known, outputs, self.opset)
+        if len(found) != len(outputs) or not all(isinstance(array, np.ndarray) for array in found):
+            return False
+        self.values |= {name: of_array(array) for name, array in zip(outputs, found, strict=True)}
+        return True
 
     def _of_expr(self, expr: Any, node: Node) -> Value:
         variable = self.builder.emit(expr)
@@ -291,22 +298,28 @@ class Graph:
         return self.builder.get()
 
 
-def evaluate(node: onnx.NodeProto, known: dict[str, np.ndarray], outputs: list[str], opset: int) -> list[np.ndarray]:
+def evaluate(node: onnx.NodeProto, known: dict[str, np.ndarray], outputs: list[str], opset: int) -> list[Any]:
     """The outputs of one node, [] where ONNX Runtime cannot run it. (ONNX's reference fails on some: GatherElements of one row.)"""
     import onnxruntime as ort
 
-    inputs = [
-        helper.make_tensor_value_info(i, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for i, a in known.items()
-    ]
-    graph = helper.make_graph([node], "one", inputs, [onnx.ValueInfoProto(name=o) for o in outputs])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    small = {
+        i: a for i, a in known.items() if a.dtype.kind not in "fiub" or a.dtype.num > 23
+    }  # types that NumPy borrows: as initializers
+    inputs = [
+        helper.make_tensor_value_info(i, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+        for i, a in known.items()
+        if i not in small
+    ]
+    stored = [numpy_helper.from_array(a, i) for i, a in small.items()]
+    graph = helper.make_graph([node], "one", inputs, [onnx.ValueInfoProto(name=o) for o in outputs], stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
     try:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        return session.run(outputs, known)
-    except FAILURES:
+        return list(session.run(outputs, {i: a for i, a in known.items() if i not in small}))
+    except (*FAILURES, RuntimeError, TypeError, ValueError):
         return []
 
 

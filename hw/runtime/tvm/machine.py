@@ -14,7 +14,8 @@ class Machine:
     """lanes: float32 values of a vector register. tile, large: vector registers that a tile's sums may take, where windows
     slide and where they do not. dot: the instruction of u8 x s8 sums of four
     (`vnni512`, `vnni256`, '' for none). target: TVM's target as a dict. tiles: tuned
-    tiles by workload (tune.py). asked: told of every workload as it is met. amx: Intel's tile registers, for integers. fma: multiplies and
+    tiles by workload (tune.py). asked: told of every workload as it is met, and whether a
+    tuned tile is used for it. amx: Intel's tile registers, for integers. fma: multiplies and
     adds with one rounding."""
 
     name: str
@@ -24,7 +25,7 @@ class Machine:
     dot: str = ""
     target: dict[str, Any] = field(default_factory=dict)
     tiles: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    asked: Callable[[str, tuple[Any, ...]], None] | None = field(default=None, compare=False)
+    asked: Callable[[str, tuple[Any, ...], bool], None] | None = field(default=None, compare=False)
     amx: bool = False
     fma: bool = True
 

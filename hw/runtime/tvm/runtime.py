@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import onnx
 from deploy.errors import ToolError, UserError
 from deploy.tools import Tool, run
 from hw.runtime.base import LayerTime
+from hw.runtime.tvm.machine import AMX, tiles_granted
 
 COMPILE_SECONDS = 300
 TUNE_GRACE = 120  # import, and the kernel that is being timed when the time is up
@@ -101,6 +103,7 @@ class TvmProgram:
         self.library: Path | None = None
         self._model, self._work, self._database, self._made = model, work, database, library
         self._machines: dict[tuple[tuple[int, ...], ...], Any] = {}
+        self._lock = threading.Lock()  # the virtual machine is not re-entrant
         self._calls: dict[tuple[tuple[int, ...], ...], tuple[Any, list[Any]]] = {}
         self._types = [
             np.dtype(onnx.helper.tensor_dtype_to_np_dtype(i.type.tensor_type.elem_type)) for i in _inputs(model)
@@ -118,6 +121,10 @@ class TvmProgram:
                 library = self._made
             else:
                 library, self.record = compile_library(fixed(self._model, shapes), folder, self._database)
+            if self.record.get("machine", {}).get("name") == AMX.name and not tiles_granted():
+                raise ToolError(
+                    "Linux gives this process no tile registers (a thread has a small signal stack?); use onnxruntime"
+                )
             self.library = self.library or library
             self._machines[key] = self._tvm.relax.VirtualMachine(
                 self._tvm.runtime.load_module(str(library)), self._tvm.cpu()
@@ -142,12 +149,14 @@ class TvmProgram:
         return main, arrays
 
     def run(self, values: list[np.ndarray]) -> list[np.ndarray]:
-        main, arrays = self._called(values)
-        try:
-            result = main(*arrays)
-        except RuntimeError as error:
-            raise ToolError(f"TVM's program failed: {str(error).strip().splitlines()[-1][:200]}") from error
-        return [np.from_dlpack(r) for r in ([result] if hasattr(result, "numpy") else result)]
+        with self._lock:
+            main, arrays = self._called(values)
+            try:
+                result = main(*arrays)
+            except RuntimeError as error:
+                raise ToolError(f"TVM's program failed: {str(error).strip().splitlines()[-1][:200]}") from error
+            # copies: an output may be an input, a constant or another output seen under another shape
+            return [r.numpy() for r in ([result] if hasattr(result, "numpy") else result)]
 
     def layers(self, values: list[np.ndarray], repeats: int) -> list[LayerTime]:
         """Median time of each kernel call, by the kernel's name (fused operators) and place."""

@@ -53,7 +53,10 @@ def read(path: Path, machine: Machine) -> dict[str, Tile | None]:
                 f"{path} is a tuning database of schema {data['schema']}, this version reads {SCHEMA}; delete it"
             )
         rows = data["machines"].get(machine.name, {})
-        return {k: None if row["tile"] is None else Tile(**row["tile"]) for k, row in rows.items()}
+        found = {k: None if row["tile"] is None else Tile(**row["tile"]) for k, row in rows.items()}
+        if not all(isinstance(v, int) for t in found.values() if t is not None for v in vars(t).values()):
+            raise ValueError("a tile has five whole numbers")
+        return found
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no tuning database ({type(error).__name__}); delete it, or name another") from error
 
@@ -74,7 +77,7 @@ def workloads(model: onnx.ModelProto, machine: Machine) -> list[Workload]:
 
     seen: dict[str, Workload] = {}
 
-    def note(kind: str, shapes: tuple[Any, ...]) -> None:
+    def note(kind: str, shapes: tuple[Any, ...], _tuned: bool) -> None:
         item = Workload(kind, shapes)
         seen.setdefault(item.key, item)
 

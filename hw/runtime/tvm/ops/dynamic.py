@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hw.runtime.tvm.ops.quant import product_of, quotient, rounded
+from hw.runtime.tvm.ops.quant import TINY, product_of, quotient, rounded
 from hw.runtime.tvm.value import Value
 
 if TYPE_CHECKING:
@@ -54,7 +54,11 @@ def dynamic(g: Graph, node: Node) -> list[Value]:
         def one(*i: Any) -> Any:
             zero = z[0].astype("int32")
             reach = tirx.Cast("float32", 0 - zero), tirx.Cast("float32", 255 - zero)
-            return rounded(quotient(v(*i), tirx.Select(s[0] == f(0), f(1), s[0]), g.machine.fma), "uint8", zero, reach)
+            step = tirx.Select(s[0] == f(0), f(1), s[0])
+            larger = tirx.Select(
+                step < f(TINY), f(2.0**96), f(1)
+            )  # a power of two: the same quotient, and its reciprocal is finite
+            return rounded(quotient(v(*i) * larger, step * larger, g.machine.fma), "uint8", zero, reach)
 
         return te.compute(v.shape, one, "dynamic_quantize")
 

@@ -45,13 +45,15 @@ TINY = 1e-30  # below it a step's reciprocal may be infinite
 
 
 def quotient(value: Any, step: Any, fma: bool) -> Any:
-    """value / step as IEEE rounds it, by the step's reciprocal and one correction (Markstein 1990): a vector division takes as long as ten products."""
-    from tvm import tirx
+    """value / step as IEEE rounds it, by the step's reciprocal and one correction (Markstein 1990): a vector division takes as long as ten products.
+    Quotients beyond 2^22 are cut off there. The step's reciprocal must be finite."""
+    from tvm import te, tirx
 
     if not fma:
         return value / step
     inverse = tirx.const(1.0, "float32") / step
-    near = value * inverse
+    reach = tirx.const(float(MAGIC // 3), "float32")  # 2^22: beyond every integer that is wanted, and finite
+    near = te.max(te.min(value * inverse, reach), tirx.const(-1.0, "float32") * reach)
     return tirx.op.fma(tirx.op.fma(near * tirx.const(-1.0, "float32"), step, value), inverse, near)
 
 

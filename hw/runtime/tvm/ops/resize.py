@@ -17,19 +17,26 @@ _KEPT = ("antialias", "coordinate_transformation_mode", "cubic_coeff_a", "exclud
 
 
 def weights(node: Node, size: int, scale: float | None, out: int | None, opset: int) -> np.ndarray:
-    """[size, out]: what each output along an axis of `size` takes of each input, read off the resized unit vectors. scale or out is given."""
+    """[size, out]: what each output along an axis of `size` takes of each input, read off resized unit vectors. scale or out is given.
+
+    The unit vectors are channels of an image one pixel high that grows to two: ONNX Runtime copies what does not change its shape.
+    """
     from hw.runtime.tvm.graph import evaluate
 
     kept = {k: node.attributes[k] for k in _KEPT if k in node.attributes}
-    names = ["x", "", "", "sizes"] if scale is None else ["x", "", "scales"]
-    one = helper.make_node("Resize", names, ["y"], **kept)
-    wanted = np.asarray([1, 1, size, out], np.int64) if scale is None else np.asarray([1, 1, 1, scale], np.float32)
-    found = evaluate(
-        one, {"x": np.eye(size, dtype=np.float32)[None, None], names[-1]: wanted}, ["y"], max(opset, 11)
-    )  # fmt: skip
+    places = ["", "sizes"] if scale is None else ["scales"]
+    names = (
+        ["x", *places] if opset < 11 else ["x", "", *places]
+    )  # without the region of interest that opsets 11 and 12 name in vain
+    one = helper.make_node(node.op, names, ["y"], **kept)
+    wanted = np.asarray([1, size, 2, out], np.int64) if scale is None else np.asarray([1, 1, 2, scale], np.float32)
+    vectors = np.eye(size, dtype=np.float32)[None, :, None]
+    found = evaluate(one, {"x": vectors, names[-1]: wanted}, ["y"], opset if opset < 11 else max(opset, 13))
     if not found:
-        raise ToolError(f"TVM: the Resize node {node.name!r} has a form that ONNX Runtime refuses as well")
-    return found[0][0, 0]
+        raise ToolError(
+            f"TVM: the {node.op} node {node.name!r} has a form that ONNX Runtime refuses as well; use onnxruntime"
+        )
+    return found[0][0, :, 0]
 
 
 def along(g: Graph, x: Value, axis: int, table: np.ndarray) -> Value:
@@ -52,30 +59,34 @@ def along(g: Graph, x: Value, axis: int, table: np.ndarray) -> Value:
 
 def resize(g: Graph, node: Node) -> Value:
     x = g.float(node[0])
-    upsample = node.op == "Upsample" or g.opset < 11
+    nearest = node.get("mode", "nearest") == "nearest"
     if (
         node.get("coordinate_transformation_mode", "") == "tf_crop_and_resize"
         or node.get("keep_aspect_ratio_policy", "stretch") != "stretch"
-        or x.dtype != "float32"
+        or (x.dtype != "float32" and not nearest)
     ):
         raise ToolError(
             f"TVM: the Resize node {node.name!r} crops, keeps proportions or is not of floats; use onnxruntime"
         )
-    scales = node.array(1 if upsample else 2) if len(node.inputs) > (1 if upsample else 2) else None
-    scales = None if scales is None or scales.size == 0 else scales
-    sizes = node.array(3) if scales is None and len(node.inputs) > 3 else None
-    if scales is None and sizes is None:
-        raise ToolError(f"TVM: the Resize node {node.name!r} takes a size that is computed; use onnxruntime")
-    if upsample:  # before opset 11 places were those of `asymmetric`, rounded down
-        node.attributes |= {"coordinate_transformation_mode": b"asymmetric", "nearest_mode": b"floor"}
     rank = len(x.shape)
     axes = [int(a) % rank for a in node.get("axes", range(rank))]
+    place = 1 if g.opset < 11 else 2
+    scales = node.array(place) if len(node.inputs) > place else node.get("scales")
+    scales = None if scales is None or len(scales) == 0 else scales
+    sizes = node.array(3) if scales is None and len(node.inputs) > 3 else None
+    if scales is not None:
+        wanted = {a: int(x.shape[a] * scales[i]) for i, a in enumerate(axes)}
+    elif sizes is not None:
+        wanted = {a: int(sizes[i]) for i, a in enumerate(axes)}
+    else:
+        raise ToolError(f"TVM: the Resize node {node.name!r} takes a size that is computed; use onnxruntime")
+    if all(x.shape[a] == size for a, size in wanted.items()):
+        return x  # ONNX Runtime copies it then, whatever the scales
     for index, axis in enumerate(axes):
         scale = None if scales is None else float(scales[index])
-        out = None if sizes is None else int(sizes[index])
-        if scale == 1 or out == x.shape[axis]:
+        if scale == 1 or (scale is None and wanted[axis] == x.shape[axis]):
             continue
-        x = along(g, x, axis, weights(node, x.shape[axis], scale, out, g.opset))
+        x = along(g, x, axis, weights(node, x.shape[axis], scale, wanted[axis], g.opset))
     return x
 
 

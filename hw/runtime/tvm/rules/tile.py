@@ -100,12 +100,12 @@ def pick(
     size: int = 4,
 ) -> Tile:
     """The tuned tile of a workload if it covers the output, else the cheapest candidate."""
+    tuned = machine.tiles.get(workload(kind, shapes)) if machine.tiles else None
+    used = isinstance(tuned, Tile) and tuned == whole(tuned, rows, columns, machine)
     if machine.asked is not None:
-        machine.asked(kind, shapes)
-    if machine.tiles:
-        tuned = machine.tiles.get(workload(kind, shapes))
-        if isinstance(tuned, Tile) and tuned == whole(tuned, rows, columns, machine):
-            return tuned
+        machine.asked(kind, shapes, used)
+    if isinstance(tuned, Tile) and used:
+        return tuned
     return candidates(rows, columns, machine, depth, registers, size)[0]
 
 
