@@ -29,3 +29,9 @@ def test_files_stay_short() -> None:
         if ".venv" not in p.parts and (n := len(p.read_text().splitlines())) > 400
     }
     assert not long, long
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """Two of one name are one module to pytest."""
+    names = [p.name for p in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names)), sorted(n for n in names if names.count(n) > 1)
