@@ -80,3 +80,8 @@ def perturb(module: torch.nn.Module) -> None:
     for parameter in module.parameters():
         if float(parameter.abs().max()) < 1e-3:
             parameter.normal_(0, 0.05)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """README's commands first: they take minutes one after the other, and would be what one worker does alone at the end."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
