@@ -282,6 +282,15 @@ def prune_text() -> str:
             "seeds",
         ]
         parts.append(f"{title}, dense {data['dense'][name]['score']:.1f}:\n\n{_table(head, body)}")
+    means = []
+    for method in NAMES:
+        rows = [r for r in data["rows"] if r["target"] == 0.6 and r["method"] == method]
+        scores = [
+            [r["refit"]["score"] for r in rows if r["data"] == name] for name in {r["data"] for r in data["rows"]}
+        ]
+        if all(scores):
+            means.append(f"{NAMES[method]} {statistics.mean(statistics.mean(s) for s in scores):.1f}")
+    parts.append(f"Mean of the three scores at 0.6, refitted: {'; '.join(means)}.")
     return "\n\n".join(parts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shlex
 import tempfile
 from pathlib import Path
@@ -23,6 +24,7 @@ from hw.native.stage import FLOAT_BOUND
 
 SSH, SCP = Tool("ssh", get="apt-get install openssh-client"), Tool("scp", get="apt-get install openssh-client")
 SECONDS = 1800
+PLACE = re.compile(r"/[\w./-]*deploy-\w{6}")  # what mktemp gives: nothing else is ever removed there
 
 
 class Remote:
@@ -102,8 +104,8 @@ def profile(config: ProfileConfig, folder: Path) -> dict[str, Any]:
             raise UserError(
                 f"{config.remote} is a {machine}, the folder is for {processor.name}; make one for that board"
             )
-        place = _said(remote.command('echo "place:$(mktemp -d /tmp/deploy-XXXXXX)"'), "place:")
-        if not place.startswith("/tmp/deploy-"):
+        place = _said(remote.command('echo "place:$(mktemp -d -t deploy-XXXXXX)"'), "place:")
+        if not PLACE.fullmatch(place) or ".." in place:
             raise ToolError(f"{config.remote} gave no temporary folder: {place!r}")
         try:
             sources = [str(made.path.absolute() / f) for f in (PROGRAM, PLAN, WEIGHTS)] + [str(work / "inputs.bin")]
